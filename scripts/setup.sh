@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Installs what Temper needs on Debian 12 (or a near relative) and is missing. Repeatable, asks nothing.
+#   scripts/setup.sh            build and test dependencies, and LibTorch (CPU build; the CUDA build where an NVIDIA GPU is)
+#   scripts/setup.sh --python   also the Python packages that only benches, fixtures and fetch_smollm2.sh use (in .deps/python)
+# Where things go: system packages by apt; LibTorch in .deps/libtorch (or give TEMPER_TORCH=DIR, an existing one).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+readonly TORCH_CPU_VERSION="2.13.0+cpu" TORCH_CUDA_VERSION="2.14.1"
+readonly TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu"
+readonly DEPS="$PWD/.deps"
+
+say() { printf '[setup] %s\n' "$*"; }
+fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"
+  elif command -v sudo >/dev/null; then sudo "$@"
+  else fail "installing packages needs root or sudo. Ask an administrator to run scripts/setup.sh once."; fi
+}
+
+apt_packages() {
+  local wanted=(build-essential cmake ninja-build ccache mold pkg-config git ca-certificates unzip
+    python3 python3-pip python3-venv
+    libopenmpi-dev openmpi-bin libhdf5-dev libspdlog-dev libcxxopts-dev libtomlplusplus-dev nlohmann-json3-dev
+    libpcre2-dev libxxhash-dev libzstd-dev libgtest-dev libgmock-dev libnuma1)
+  local missing=() package
+  for package in "${wanted[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+  if [ ${#missing[@]} = 0 ]; then say "system packages: all present"; return; fi
+  command -v apt-get >/dev/null || fail "no apt-get here. Install the equivalents of: ${missing[*]}"
+  say "installing ${#missing[@]} system packages: ${missing[*]}"
+  as_root apt-get update -qq || fail "apt-get update failed. Check the network and /etc/apt/sources.list."
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    fail "apt-get install failed for: ${missing[*]}"
+}
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+
+# A wheel is a zip archive: unpacking it is all that a C++ program needs, no Python environment.
+libtorch() {
+  if [ -n "${TEMPER_TORCH:-}" ]; then
+    [ -f "$TEMPER_TORCH/share/cmake/Torch/TorchConfig.cmake" ] ||
+      fail "TEMPER_TORCH=$TEMPER_TORCH holds no share/cmake/Torch/TorchConfig.cmake. Point it at a LibTorch folder or unset it."
+    say "LibTorch: $TEMPER_TORCH (given)"; return
+  fi
+  local requirement="torch==$TORCH_CPU_VERSION"
+  has_gpu && requirement="torch==$TORCH_CUDA_VERSION"
+  if [ "$(cat "$DEPS/libtorch.version" 2>/dev/null)" = "$requirement" ]; then say "LibTorch: $requirement, present"; return; fi
+  say "LibTorch: fetching $requirement"
+  local wheels="$DEPS/wheels"; mkdir -p "$wheels"
+  if has_gpu; then
+    python3 -m pip download -q --no-deps -d "$wheels" "$requirement" nvidia-nccl-cu13 nvidia-cuda-nvrtc ||
+      fail "pip cannot download $requirement. Check the network, or give an unpacked LibTorch with TEMPER_TORCH=DIR."
+  else
+    python3 -m pip download -q --no-deps -d "$wheels" "$requirement" 2>/dev/null ||
+      python3 -m pip download -q --no-deps -d "$wheels" --index-url "$TORCH_CPU_INDEX" "$requirement" ||
+      fail "pip cannot download $requirement. Check the network, or give an unpacked LibTorch with TEMPER_TORCH=DIR."
+  fi
+  rm -rf "$DEPS/libtorch" "$DEPS/unpack"; mkdir -p "$DEPS/unpack"
+  local wheel
+  for wheel in "$wheels"/*.whl; do unzip -q -o "$wheel" -d "$DEPS/unpack" || fail "$wheel is not a whole wheel. Remove .deps/wheels and run again."; done
+  mv "$DEPS/unpack/torch" "$DEPS/libtorch"
+  if [ -d "$DEPS/unpack/nvidia" ]; then rm -rf "$DEPS/nvidia"; mv "$DEPS/unpack/nvidia" "$DEPS/nvidia"; fi
+  rm -rf "$DEPS/unpack" "$wheels"
+  echo "$requirement" > "$DEPS/libtorch.version"
+}
+
+python_packages() {
+  if [ -f "$DEPS/python.ready" ] && cmp -s scripts/requirements.txt "$DEPS/python.ready"; then say "Python packages: present"; return; fi
+  say "Python packages for benches and fixtures: installing into .deps/python"
+  python3 -m venv "$DEPS/python" || fail "python3 -m venv failed; is python3-venv installed?"
+  local pip="$DEPS/python/bin/pip"
+  "$pip" install -q "torch==$TORCH_CPU_VERSION" 2>/dev/null || "$pip" install -q --index-url "$TORCH_CPU_INDEX" "torch==$TORCH_CPU_VERSION" ||
+    fail "pip cannot install torch==$TORCH_CPU_VERSION"
+  grep -v '^#' scripts/requirements.txt | grep -v -- '--no-deps' | "$pip" install -q -r /dev/stdin || fail "pip install failed; see above"
+  cp scripts/requirements.txt "$DEPS/python.ready"
+}
+
+mkdir -p "$DEPS"
+apt_packages
+libtorch
+[ "${1:-}" = "--python" ] && python_packages
+say "ready"
