@@ -1,0 +1,107 @@
+// Saves and restores the complete state of a stage: folders step_NNNNNN below RUN/checkpoints/STAGE, each written once,
+// committed by rename, verified to the last bit when read. Format: docs/checkpoint_format.md. Called by the train loop, on
+// one thread; reading and hashing use a second one inside.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "checkpoint/file_system.h"
+
+namespace temper {
+
+// Contiguous, on the CPU; may be a view of a larger buffer. Names: "model/…", "critic/…", "optim/exp_avg/…".
+struct TensorEntry {
+  std::string name;
+  at::Tensor tensor;
+};
+
+// All of a checkpoint but its tensors.
+struct CheckpointHeader {
+  std::string run;
+  std::string stage;
+  int64_t step = 0;  // within the stage
+  int64_t policy_version = 0;
+  int64_t epoch = 0;  // how often the run was started before: tells the writers of one run apart
+  double time = 0;    // seconds since the Unix epoch; filled by save()
+  std::string config_toml;
+  std::string model_json;
+  std::string data_hash;
+  // Small named states, as JSON text or any bytes: rng, cursor, schedule, ledger, kl_controller, unconsumed_groups, metrics.
+  std::map<std::string, std::string> blobs;
+};
+
+struct CheckpointState {
+  CheckpointHeader header;
+  std::vector<TensorEntry> tensors;
+};
+
+struct LoadedCheckpoint {
+  std::string path;
+  CheckpointHeader header;
+};
+
+struct CheckpointInfo {
+  std::string path;
+  int64_t step = 0;
+  bool good = false;    // as far as was looked
+  std::string why_not;  // if not good
+  double time = 0;
+  int64_t size_bytes = 0;
+};
+
+enum class CheckDepth { kManifest, kEveryByte };
+
+// Given the verified header, before the tensors are read: the caller checks that the checkpoint fits (ConfigError passes
+// through), prepares its state and says where each tensor goes.
+using ChooseDestinations = std::function<std::vector<TensorEntry>(const CheckpointHeader&)>;
+
+// Reads one checkpoint: verifies every byte of every file while the tensors go straight into their destinations. Destinations
+// and checkpoint must hold the same names, dtypes and shapes (ConfigError). FormatError if anything is corrupt, missing or of
+// a newer format version; the destinations' contents are undefined then.
+LoadedCheckpoint load_checkpoint(FileSystem& files, const std::string& path, const ChooseDestinations& destinations);
+
+// The header alone: manifest and file sizes verified, tensors not read.
+CheckpointHeader read_checkpoint_header(FileSystem& files, const std::string& path);
+
+class CheckpointStore {
+ public:
+  // directory: RUN/checkpoints/STAGE, made when needed. keep_local >= 2: how many checkpoints stay.
+  CheckpointStore(FileSystem& files, std::string directory, int keep_local);
+
+  // Removes the unfinished folders of crashed writers. REQUIRES: the run directory is locked by this process.
+  void remove_stale();
+
+  // Returns the folder. IoError: nothing of this save appears, earlier checkpoints are intact. Then older ones beyond
+  // keep_local go, if the new one reads back verified and at least two verified ones remain.
+  std::string save(const CheckpointState& state);
+
+  std::vector<CheckpointInfo> list(CheckDepth depth = CheckDepth::kManifest) const;  // newest first
+
+  // The newest that verifies; the log says which, and why not the newer ones. Nothing if there is no checkpoint at all;
+  // FormatError if there are some and none verifies.
+  std::optional<LoadedCheckpoint> load_newest(const ChooseDestinations& destinations);
+  LoadedCheckpoint load(const std::string& path, const ChooseDestinations& destinations);
+
+  // After resuming from an older checkpoint by name: those of later steps belong to a course of training that is given up.
+  // They are renamed to step_N.aside-TAG, so that `resume = auto` does not find them.
+  void set_aside_newer_than(int64_t step);
+
+  const std::string& directory() const { return directory_; }
+
+ private:
+  void delete_old(const std::string& newest_path);
+
+  FileSystem& files_;
+  std::string directory_;
+  int keep_local_;
+  std::set<std::string> verified_;  // folders read back whole by this process
+};
+
+}  // namespace temper
