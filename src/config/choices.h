@@ -9,7 +9,6 @@ namespace temper {
 
 enum class Device { kAuto, kCpu, kCuda };
 enum class Dtype { kAuto, kF32, kBf16 };
-enum class ModelFamily { kLlama, kQwen2, kQwen3 };
 enum class RolloutKind { kAuto, kInline };
 enum class Shard { kNone };
 enum class LrScheduler { kConstant, kLinear, kCosine };

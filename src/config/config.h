@@ -25,7 +25,7 @@ struct RunSection {
 
 // A new model with random weights. 0 and "" stand for what the comment says.
 struct ModelInit {
-  std::optional<ModelFamily> family;  // none: no [model] init
+  std::string family;                 // llama, qwen2, qwen3; empty: no [model] init
   int64_t hidden_size = 256;
   int64_t intermediate_size = 0;      // 0: 8/3 of hidden_size, rounded up to a multiple of 32
   int64_t num_layers = 4;
