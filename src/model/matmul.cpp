@@ -1,0 +1,291 @@
+#include "model/matmul.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
+#include <cpuinfo.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "core/error.h"
+
+namespace temper {
+namespace {
+
+namespace blas = at::native::cpublas;
+
+constexpr int64_t kRows = PackedMatrix::kTileRows;
+constexpr int64_t kColumns = PackedMatrix::kTileColumns;
+constexpr int64_t kInnerChunk = 256;  // of a weight gradient's sum over tokens
+constexpr int64_t kInnerStep = 64;    // its padding: bounds the number of compiled kernels
+
+// One brgemm call for any number of rows: kernels are compiled per shape, so rows go in powers of two.
+template <class T>
+void tile_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b, float* c) {
+  constexpr bool kPairs = std::is_same_v<T, at::BFloat16>;
+  for (int64_t step = kRows; rows > 0; step /= 2) {
+    while (rows >= step) {
+      blas::brgemm(step, kColumns, inner, lda, ldb, ldc, add, a, b, c, kPairs);
+      a += step * lda;
+      c += step * ldc;
+      rows -= step;
+    }
+  }
+}
+
+template <class Function>
+void for_each_dtype(at::ScalarType dtype, Function function) {
+  if (dtype == at::kBFloat16)
+    function(at::BFloat16{});
+  else
+    function(float{});
+}
+
+// [N, K] → [tiles, K, 64] or, in bf16, [tiles, K/2, 64, 2]; rows and columns beyond the matrix are zero.
+template <class T>
+void pack_tiles(const float* weight, int64_t outputs, int64_t inputs, int64_t stride_output, int64_t stride_input,
+                int64_t padded_inputs, T* packed) {
+  constexpr int64_t kPair = std::is_same_v<T, at::BFloat16> ? 2 : 1;
+  const int64_t tiles = (outputs + kColumns - 1) / kColumns;
+  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      T* out = packed + tile * padded_inputs * kColumns;
+      const int64_t columns = std::min(kColumns, outputs - tile * kColumns);
+      // Column by column in runs of inputs that stay in cache.
+      for (int64_t k = 0; k < padded_inputs; k += kPair) {
+        const float* from = weight + tile * kColumns * stride_output + k * stride_input;
+        T* to = out + k * kColumns;
+        for (int64_t n = 0; n < kColumns; ++n)
+          for (int64_t p = 0; p < kPair; ++p)
+            to[n * kPair + p] = n < columns && k + p < inputs ? static_cast<T>(from[n * stride_output + p * stride_input]) : T(0);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool cpu_has_bf16() {
+  static const bool has = cpuinfo_initialize() && (cpuinfo_has_x86_avx512bf16() || cpuinfo_has_x86_amx_bf16());
+  return has;
+}
+
+void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute) {
+  TEMPER_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, "weight is {}-dimensional", weight.dim());
+  TEMPER_CHECK(compute == at::kFloat || compute == at::kBFloat16, "compute dtype {}", at::toString(compute));
+  compute_ = compute;
+  num_outputs_ = weight.size(0);
+  num_inputs_ = weight.size(1);
+  if (!weight.is_cpu()) {
+    packed_ = weight.to(compute);
+    return;
+  }
+  padded_inputs_ = compute == at::kBFloat16 ? (num_inputs_ + 1) / 2 * 2 : num_inputs_;
+  const int64_t tiles = (num_outputs_ + kColumns - 1) / kColumns;
+  if (!packed_.defined() || packed_.numel() != tiles * padded_inputs_ * kColumns || packed_.scalar_type() != compute)
+    packed_ = at::empty({tiles, padded_inputs_, kColumns}, at::TensorOptions(compute));
+  for_each_dtype(compute, [&](auto zero) {
+    using T = decltype(zero);
+    pack_tiles<T>(weight.const_data_ptr<float>(), num_outputs_, num_inputs_, weight.stride(0), weight.stride(1), padded_inputs_,
+                  packed_.mutable_data_ptr<T>());
+  });
+}
+
+void PackedMatrix::pack_transposed(const at::Tensor& weight, at::ScalarType compute) { pack(weight.t(), compute); }
+
+void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, const at::Tensor& bias, bool add) const {
+  const int64_t rows = x.size(0);
+  const int64_t row_tiles = (rows + kRows - 1) / kRows;
+  const int64_t out_columns = out.size(1);
+  const float* bias_data = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+  const bool to_bf16 = out.scalar_type() == at::kBFloat16;
+  const int64_t out_stride = out.stride(0);
+  for_each_dtype(compute_, [&](auto zero) {
+    using T = decltype(zero);
+    const T* x_data = x.const_data_ptr<T>();
+    const int64_t x_stride = x.stride(0);
+    const T* packed = packed_.const_data_ptr<T>();
+    at::parallel_for(0, (part.last_tile - part.first_tile) * row_tiles, 1, [&](int64_t begin, int64_t end) {
+      alignas(64) float scratch[kRows * kColumns];
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t tile = part.first_tile + item / row_tiles;
+        const int64_t row = item % row_tiles * kRows;
+        const int64_t tile_rows = std::min(kRows, rows - row);
+        const int64_t column = (tile - part.first_tile) * kColumns;  // in out
+        const int64_t columns = std::min(kColumns, out_columns - column);
+        const T* a = x_data + row * x_stride;
+        const T* b = packed + (tile * padded_inputs_ + part.first_input) * kColumns;
+        if (!to_bf16 && columns == kColumns && bias_data == nullptr) {
+          tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, out_stride, add, a, b,
+                          out.mutable_data_ptr<float>() + row * out_stride + column);
+          continue;
+        }
+        tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, kColumns, false, a, b, scratch);
+        for (int64_t r = 0; r < tile_rows; ++r) {
+          float* from = scratch + r * kColumns;
+          if (bias_data != nullptr)
+            for (int64_t n = 0; n < columns; ++n) from[n] += bias_data[tile * kColumns + n];
+          if (to_bf16) {
+            at::BFloat16* to = out.mutable_data_ptr<at::BFloat16>() + (row + r) * out_stride + column;
+            for (int64_t n = 0; n < columns; ++n) to[n] = static_cast<at::BFloat16>(from[n]);
+          } else {
+            float* to = out.mutable_data_ptr<float>() + (row + r) * out_stride + column;
+            if (add)
+              for (int64_t n = 0; n < columns; ++n) to[n] += from[n];
+            else
+              std::copy(from, from + columns, to);
+          }
+        }
+      }
+      blas::brgemm_release(compute_ == at::kBFloat16);
+    });
+  });
+}
+
+namespace {
+
+// Rows contiguous, in the compute dtype, and (bf16 with odd K) padded by a zero column.
+at::Tensor as_operand(const at::Tensor& x, at::ScalarType compute, int64_t inputs, int64_t padded_inputs) {
+  TEMPER_CHECK(x.dim() == 2 && x.size(1) == inputs, "x has {} columns, the weight {}", x.dim() == 2 ? x.size(1) : -1, inputs);
+  at::Tensor operand = x.scalar_type() == compute ? x : x.to(compute);
+  if (padded_inputs != inputs) operand = at::constant_pad_nd(operand, {0, padded_inputs - inputs});
+  return operand.stride(1) == 1 ? operand : operand.contiguous();
+}
+
+}  // namespace
+
+at::Tensor PackedMatrix::multiply(const at::Tensor& x, at::ScalarType out_dtype, const at::Tensor& bias) const {
+  if (!x.is_cpu()) {
+    const at::Tensor product = at::matmul(x.to(compute_), packed_.t()).to(out_dtype);
+    return bias.defined() ? product + bias.to(out_dtype) : product;
+  }
+  at::Tensor out = at::empty({x.size(0), num_outputs_}, x.options().dtype(out_dtype));
+  run(as_operand(x, compute_, num_inputs_, padded_inputs_), whole(), out, bias, false);
+  return out;
+}
+
+void PackedMatrix::multiply_add(const at::Tensor& x, at::Tensor& out) const {
+  TEMPER_CHECK(out.scalar_type() == at::kFloat && out.stride(1) == 1, "the sum must be f32 with contiguous rows");
+  if (!x.is_cpu()) {
+    out.add_(at::matmul(x.to(compute_), packed_.t()));
+    return;
+  }
+  run(as_operand(x, compute_, num_inputs_, padded_inputs_), whole(), out, {}, true);
+}
+
+void PackedMatrix::multiply_columns(const at::Tensor& x, int64_t begin, int64_t end, at::Tensor& out) const {
+  TEMPER_CHECK(begin % kColumns == 0 && end <= num_outputs_ && out.size(1) == end - begin, "columns {} to {}", begin, end);
+  if (!x.is_cpu()) {
+    out.copy_(at::matmul(x.to(compute_), packed_.narrow(0, begin, end - begin).t()));
+    return;
+  }
+  run(as_operand(x, compute_, num_inputs_, padded_inputs_), {begin / kColumns, (end + kColumns - 1) / kColumns, 0, padded_inputs_}, out, {}, false);
+}
+
+void PackedMatrix::multiply_add_inputs(const at::Tensor& x, int64_t begin, at::Tensor& out) const {
+  if (!x.is_cpu()) {
+    out.add_(at::matmul(x.to(compute_), packed_.narrow(1, begin, x.size(1)).t()));
+    return;
+  }
+  TEMPER_CHECK(begin % 2 == 0 && begin + x.size(1) <= num_inputs_, "inputs {} to {}", begin, begin + x.size(1));
+  const int64_t padded = std::min(begin + (x.size(1) + 1) / 2 * 2, padded_inputs_) - begin;
+  run(as_operand(x, compute_, x.size(1), padded), {0, packed_.size(0), begin, padded}, out, {}, true);
+}
+
+namespace {
+
+// dyᵀ as rows [N, T'] and x as inner-dimension pairs [T'/pair, tiles·64, pair], T' = T padded with zeros.
+template <class T>
+void transpose_rows(const T* from, int64_t stride, int64_t tokens, int64_t width, int64_t padded_tokens, T* to) {
+  constexpr int64_t kBlock = 32;
+  at::parallel_for(0, (width + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlock, last = std::min(width, first + kBlock);
+      for (int64_t t0 = 0; t0 < padded_tokens; t0 += kBlock) {
+        const int64_t t1 = std::min(t0 + kBlock, tokens);
+        for (int64_t n = first; n < last; ++n) {
+          T* row = to + n * padded_tokens;
+          int64_t t = t0;
+          for (; t < t1; ++t) row[t] = from[t * stride + n];
+          for (; t < std::min(t0 + kBlock, padded_tokens); ++t) row[t] = T(0);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void pack_inner(const T* from, int64_t stride, int64_t tokens, int64_t width, int64_t padded_tokens, T* to) {
+  constexpr int64_t kPair = std::is_same_v<T, at::BFloat16> ? 2 : 1;
+  const int64_t tiles = (width + kColumns - 1) / kColumns;
+  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t columns = std::min(kColumns, width - tile * kColumns);
+      T* out = to + tile * padded_tokens * kColumns;
+      for (int64_t t = 0; t < padded_tokens; t += kPair, out += kColumns * kPair) {
+        const T* row = from + t * stride + tile * kColumns;
+        if (t + kPair <= tokens && columns == kColumns) {
+          for (int64_t n = 0; n < kColumns; ++n)
+            for (int64_t p = 0; p < kPair; ++p) out[n * kPair + p] = row[p * stride + n];
+        } else {
+          for (int64_t n = 0; n < kColumns; ++n)
+            for (int64_t p = 0; p < kPair; ++p) out[n * kPair + p] = n < columns && t + p < tokens ? row[p * stride + n] : T(0);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void accumulate_outer_product(const at::Tensor& dy_given, const at::Tensor& x_given, at::Tensor& grad) {
+  TEMPER_CHECK(grad.scalar_type() == at::kFloat && grad.stride(1) == 1, "the gradient must be f32 with contiguous rows");
+  TEMPER_CHECK(dy_given.scalar_type() == x_given.scalar_type() && dy_given.size(0) == x_given.size(0) &&
+                   grad.size(0) == dy_given.size(1) && grad.size(1) == x_given.size(1),
+               "dy has {} rows, x {}", dy_given.size(0), x_given.size(0));
+  if (!grad.is_cpu()) {
+    grad.add_(at::matmul(dy_given.t(), x_given));
+    return;
+  }
+  const at::Tensor dy = dy_given.stride(1) == 1 ? dy_given : dy_given.contiguous();
+  const at::Tensor x = x_given.stride(1) == 1 ? x_given : x_given.contiguous();
+  const int64_t tokens = x.size(0), outputs = dy.size(1), inputs = x.size(1);
+  const int64_t padded = (tokens + kInnerStep - 1) / kInnerStep * kInnerStep;
+  const int64_t tiles = (inputs + kColumns - 1) / kColumns;
+  for_each_dtype(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    at::Tensor rows = at::empty({outputs, padded}, x.options());
+    at::Tensor pairs = at::empty({tiles, padded, kColumns}, x.options());
+    transpose_rows<T>(dy.const_data_ptr<T>(), dy.stride(0), tokens, outputs, padded, rows.mutable_data_ptr<T>());
+    pack_inner<T>(x.const_data_ptr<T>(), x.stride(0), tokens, inputs, padded, pairs.mutable_data_ptr<T>());
+    const T* a = rows.const_data_ptr<T>();
+    const T* b = pairs.const_data_ptr<T>();
+    float* c = grad.mutable_data_ptr<float>();
+    const int64_t grad_stride = grad.stride(0);
+    const int64_t row_tiles = (outputs + kRows - 1) / kRows;
+    at::parallel_for(0, row_tiles * tiles, 1, [&](int64_t begin, int64_t end) {
+      alignas(64) float scratch[kRows * kColumns];
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item / tiles * kRows, column = item % tiles * kColumns;
+        const int64_t tile_rows = std::min(kRows, outputs - row), columns = std::min(kColumns, inputs - column);
+        const bool direct = columns == kColumns;
+        for (int64_t t = 0; t < padded; t += kInnerChunk) {
+          const int64_t inner = std::min(kInnerChunk, padded - t);
+          const T* lhs = a + row * padded + t;
+          const T* rhs = b + (item % tiles * padded + t) * kColumns;
+          if (direct)
+            tile_product<T>(tile_rows, inner, padded, kColumns, grad_stride, true, lhs, rhs, c + row * grad_stride + column);
+          else
+            tile_product<T>(tile_rows, inner, padded, kColumns, kColumns, t > 0, lhs, rhs, scratch);
+        }
+        if (!direct)
+          for (int64_t r = 0; r < tile_rows; ++r)
+            for (int64_t n = 0; n < columns; ++n) c[(row + r) * grad_stride + column + n] += scratch[r * kColumns + n];
+      }
+      blas::brgemm_release(std::is_same_v<T, at::BFloat16>);
+    });
+  });
+}
+
+}  // namespace temper

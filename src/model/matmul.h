@@ -1,0 +1,59 @@
+// Matrix products with weights packed once per policy version. CPU: oneDNN's small-matrix kernels (brgemm, through LibTorch)
+// over fixed tiles, one thread a tile, the whole inner dimension in one call: so a row of the result depends on that row of x
+// and on the weights alone, never on what shares the batch nor on the number of threads. bf16 operands accumulate in f32 and
+// may come out as f32. Other devices: at::matmul.
+// Thread-safe for concurrent multiply(); pack() must not run beside it.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace temper {
+
+// Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX).
+bool cpu_has_bf16();
+
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+
+  // Packs weight [N, K] (f32, rounded to `compute`: kFloat or kBFloat16) for x · weightᵀ. Keeps the buffer between calls.
+  void pack(const at::Tensor& weight, at::ScalarType compute);
+  // Packs weight [K, N] for x · weight: a linear layer's backward product.
+  void pack_transposed(const at::Tensor& weight, at::ScalarType compute);
+
+  bool defined() const { return packed_.defined(); }
+  int64_t num_outputs() const { return num_outputs_; }
+  int64_t num_inputs() const { return num_inputs_; }
+  int64_t size_bytes() const { return packed_.defined() ? packed_.nbytes() : 0; }
+
+  // x [T, K] in the compute dtype → [T, N]; bias [N] f32 or undefined.
+  at::Tensor multiply(const at::Tensor& x, at::ScalarType out_dtype, const at::Tensor& bias = {}) const;
+  // out [T, N] f32 += x · weightᵀ
+  void multiply_add(const at::Tensor& x, at::Tensor& out) const;
+  // Columns [begin, end) of the product alone, f32; begin is a multiple of kTileColumns.
+  void multiply_columns(const at::Tensor& x, int64_t begin, int64_t end, at::Tensor& out) const;
+
+  // out [T, N] f32 += x · (rows [begin, begin + x.size(1)) of the packed transposed matrix): part of the inner dimension.
+  void multiply_add_inputs(const at::Tensor& x, int64_t begin, at::Tensor& out) const;
+
+  static constexpr int64_t kTileColumns = 64;
+  static constexpr int64_t kTileRows = 64;
+
+ private:
+  struct Part {  // of the packed matrix
+    int64_t first_tile, last_tile;    // columns of the result
+    int64_t first_input, num_inputs;  // rows of the inner dimension
+  };
+  Part whole() const { return {0, packed_.size(0), 0, padded_inputs_}; }
+  void run(const at::Tensor& x, const Part& part, at::Tensor& out, const at::Tensor& bias, bool add) const;
+
+  at::Tensor packed_;  // CPU: [tiles, K, 64] f32, or [tiles, K/2, 64, 2] bf16 (pairs of k side by side); else [N, K]
+  at::ScalarType compute_ = at::kFloat;
+  int64_t num_outputs_ = 0;
+  int64_t num_inputs_ = 0;
+  int64_t padded_inputs_ = 0;  // K rounded up to even in bf16
+};
+
+// grad [N, K] f32 += dyᵀ · x for dy [T, N], x [T, K] in one dtype (f32 or bf16): a linear layer's weight gradient.
+void accumulate_outer_product(const at::Tensor& dy, const at::Tensor& x, at::Tensor& grad);
+
+}  // namespace temper

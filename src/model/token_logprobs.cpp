@@ -1,0 +1,117 @@
+#include "model/token_logprobs.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+#include "model/vocab_kernels.h"
+
+namespace temper {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kVocabularyBlock = 2048;  // columns of logits alive at once; a multiple of PackedMatrix::kTileColumns
+
+// The logits of columns [begin, end), [n, end - begin] f32, in a buffer that is used again for each block.
+at::Tensor block_logits(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t end, at::Tensor& buffer) {
+  at::Tensor block = buffer.narrow(0, 0, hidden.size(0) * (end - begin)).view({hidden.size(0), end - begin});
+  head.forward.multiply_columns(hidden, begin, end, block);
+  return block;
+}
+
+template <class Function>
+void for_each_block(const LinearWeights& head, Function function) {
+  const int64_t vocabulary = head.forward.num_outputs();
+  for (int64_t begin = 0; begin < vocabulary; begin += kVocabularyBlock)
+    function(begin, std::min(vocabulary, begin + kVocabularyBlock));
+}
+
+at::Tensor block_buffer(const at::Tensor& hidden, const LinearWeights& head) {
+  return at::empty({hidden.size(0) * std::min(kVocabularyBlock, head.forward.num_outputs())}, at::kFloat);
+}
+
+struct LogprobResult {
+  at::Tensor logprobs, entropies, logsumexp;  // [n] f32; logsumexp of logits / temperature
+};
+
+// Each block's log-sum-exp and entropy, then the whole distribution's from them: with p_b the block's share of the
+// probability, H = sum_b p_b (H_b - log p_b).
+LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head, double temperature) {
+  at::Tensor buffer = block_buffer(hidden, head);
+  at::Tensor target_logits = at::zeros({hidden.size(0)}, at::kFloat);  // times 1 / temperature
+  std::vector<at::Tensor> sums, entropies;
+  for_each_block(head, [&](int64_t begin, int64_t end) {
+    const at::Tensor block = block_logits(hidden, head, begin, end, buffer);
+    const VocabStatistics statistics = vocab_statistics(block, 1.0 / temperature, targets - begin, /*with_entropy=*/true);
+    target_logits.add_(statistics.target_logits);  // 0 where the target is in another block
+    sums.push_back(statistics.logsumexp);
+    entropies.push_back(statistics.entropy);
+  });
+  const at::Tensor block_sums = at::stack(sums, 1);  // [n, blocks]
+  LogprobResult result;
+  result.logsumexp = block_sums.logsumexp(1);
+  const at::Tensor log_share = block_sums - result.logsumexp.unsqueeze(1);
+  result.entropies = (log_share.exp() * (at::stack(entropies, 1) - log_share)).sum(1);
+  result.logprobs = target_logits - result.logsumexp;
+  return result;
+}
+
+// block [n, end - begin] += grad at (row, target - begin), where the target lies in the block.
+void add_at_targets(at::Tensor& block, const at::Tensor& targets, int64_t begin, const at::Tensor& grad) {
+  const at::Tensor rows = targets.ge(begin).logical_and_(targets.lt(begin + block.size(1))).nonzero().squeeze(1);
+  block.index_put_({rows, targets.index_select(0, rows) - begin}, grad.index_select(0, rows), /*accumulate=*/true);
+}
+
+struct Logprobs : torch::autograd::Function<Logprobs> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& targets,
+                               const LinearWeights* head, double temperature) {
+    const LogprobResult result = compute(hidden, targets, *head, temperature);
+    context->save_for_backward({hidden, targets, result.logsumexp});
+    context->saved_data["head"] = reinterpret_cast<int64_t>(head);
+    context->saved_data["temperature"] = temperature;
+    context->mark_non_differentiable({result.entropies});
+    return {result.logprobs, result.entropies};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &hidden = saved[0], &targets = saved[1], &logsumexp = saved[2];
+    const auto& head = *reinterpret_cast<const LinearWeights*>(context->saved_data["head"].toInt());
+    const double temperature = context->saved_data["temperature"].toDouble();
+    const at::Tensor scaled_grad = grads[0].to(at::kFloat).div(temperature);
+    at::Tensor hidden_grad = at::zeros(hidden.sizes(), at::kFloat);
+    at::Tensor buffer = block_buffer(hidden, head);
+    for_each_block(head, [&](int64_t begin, int64_t end) {
+      at::Tensor block = block_logits(hidden, head, begin, end, buffer);
+      // d logprob / d logits = (onehot - softmax) / temperature
+      block.div_(temperature).sub_(logsumexp.unsqueeze(1)).exp_().mul_(scaled_grad.neg().unsqueeze(1));
+      add_at_targets(block, targets, begin, scaled_grad);
+      const at::Tensor dlogits = block.to(hidden.scalar_type());
+      at::Tensor weight_grad = head.weight_grad.narrow(0, begin, end - begin);
+      accumulate_outer_product(dlogits, hidden, weight_grad);
+      head.backward.multiply_add_inputs(dlogits, begin, hidden_grad);  // += dlogits · W[begin:end]
+    });
+    return {hidden_grad.to(hidden.scalar_type()), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head, double temperature) {
+  TEMPER_CHECK(hidden.size(0) == targets.size(0) && temperature > 0, "{} rows, {} targets", hidden.size(0), targets.size(0));
+  if (hidden.size(0) == 0) return {hidden.new_zeros({0}, at::kFloat), hidden.new_zeros({0}, at::kFloat)};
+  if (at::GradMode::is_enabled() && hidden.requires_grad()) {
+    const auto result = Logprobs::apply(hidden, targets, &head, temperature);
+    return {result[0], result[1]};
+  }
+  const LogprobResult result = compute(hidden, targets, head, temperature);
+  return {result.logprobs, result.entropies};
+}
+
+}  // namespace temper

@@ -1,0 +1,175 @@
+#include "model/transformer.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "core/error.h"
+#include "model/elementwise.h"
+
+namespace temper {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Rows of the embedding as f32; backward adds to the embedding's gradient. `anchor` is a scalar that requires a gradient: it
+// puts the graph's beginning on the tape, since no other input does.
+struct Embed : torch::autograd::Function<Embed> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& token_ids,
+                            const at::Tensor& table, const at::Tensor& table_grad) {
+    context->save_for_backward({token_ids});
+    context->saved_data["grad"] = table_grad;
+    return table.index_select(0, token_ids).to(at::kFloat);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    at::Tensor table_grad = context->saved_data["grad"].toTensor();
+    table_grad.index_add_(0, context->get_saved_variables()[0], grads[0]);
+    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+std::string layer_prefix(int64_t index) { return format("model.layers.{}.", index); }
+
+// The sizes of a fused product: [sum of rows of neighbours, inputs].
+struct FusedNames {
+  std::string first, last;
+  int64_t rows;
+};
+
+at::Tensor fused_weight(const FlatParameters& parameters, const FusedNames& names, int64_t inputs) {
+  return parameters.span(names.first + ".weight", names.last + ".weight", {names.rows, inputs});
+}
+
+at::Tensor fused_bias(const FlatParameters& parameters, const FusedNames& names) {
+  if (!parameters.contains(names.first + ".bias")) return {};
+  return parameters.span(names.first + ".bias", names.last + ".bias", {names.rows});
+}
+
+}  // namespace
+
+Transformer::Transformer(ModelConfig config, at::ScalarType compute, bool trainable)
+    : config_(std::move(config)), compute_(compute), trainable_(trainable), blocks_(static_cast<size_t>(config_.num_layers)) {
+  if (compute_ == at::kBFloat16 && !cpu_has_bf16())
+    throw ConfigError("run.dtype = bf16: this CPU has no bf16 instructions (AVX512-BF16 or AMX). Use --run.dtype=f32.");
+  rope_ = rope_table(config_, config_.max_position_embeddings);
+}
+
+double Transformer::attention_scale() const { return 1.0 / std::sqrt(static_cast<double>(config_.head_dim)); }
+
+namespace {
+
+FusedNames qkv_names(const ModelConfig& config, const std::string& prefix) {
+  return {prefix + "self_attn.q_proj", prefix + "self_attn.v_proj", config.q_size() + 2 * config.kv_size()};
+}
+FusedNames output_names(const ModelConfig& config, const std::string& prefix) {
+  return {prefix + "self_attn.o_proj", prefix + "self_attn.o_proj", config.hidden_size};
+}
+FusedNames gate_up_names(const ModelConfig& config, const std::string& prefix) {
+  return {prefix + "mlp.gate_proj", prefix + "mlp.up_proj", 2 * config.intermediate_size};
+}
+FusedNames down_names(const ModelConfig& config, const std::string& prefix) {
+  return {prefix + "mlp.down_proj", prefix + "mlp.down_proj", config.hidden_size};
+}
+const char* head_name(const ModelConfig& config) {
+  return config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+}
+
+}  // namespace
+
+void Transformer::load(const FlatParameters& masters, PolicyVersion version) {
+  at::NoGradGuard no_grad;
+  const auto load_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
+    weights.load(fused_weight(masters, names, inputs), fused_bias(masters, names), compute_, trainable_);
+  };
+  const auto load_norm = [&](NormWeight& norm, const std::string& name) {
+    if (!masters.contains(name)) return;
+    const at::Tensor rounded = round_to(masters[name], compute_);
+    if (norm.defined())
+      norm.detach().copy_(rounded);  // keeps the leaf and its gradient view
+    else
+      norm = rounded.clone().requires_grad_(trainable_);
+  };
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    Block& block = blocks_[static_cast<size_t>(i)];
+    const std::string prefix = layer_prefix(i);
+    load_norm(block.input_norm, prefix + "input_layernorm.weight");
+    load_norm(block.q_norm, prefix + "self_attn.q_norm.weight");
+    load_norm(block.k_norm, prefix + "self_attn.k_norm.weight");
+    load_norm(block.post_attention_norm, prefix + "post_attention_layernorm.weight");
+    load_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
+    load_linear(block.output, output_names(config_, prefix), config_.q_size());
+    load_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
+    load_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+  }
+  load_norm(final_norm_, "model.norm.weight");
+  const at::Tensor table = masters["model.embed_tokens.weight"];
+  if (embedding_.defined())
+    embedding_.copy_(table);
+  else
+    embedding_ = table.to(compute_, /*non_blocking=*/false, /*copy=*/true);
+  head_.load(masters[head_name(config_)], {}, compute_, trainable_);
+  version_ = version;
+}
+
+void Transformer::set_gradients(const FlatParameters& gradients) {
+  TEMPER_CHECK(trainable_ && final_norm_.defined(), "gradients belong to a loaded, trainable model");
+  const auto set_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
+    weights.weight_grad = fused_weight(gradients, names, inputs);
+    weights.bias_grad = fused_bias(gradients, names);
+  };
+  const auto set_norm = [&](NormWeight& norm, const std::string& name) {
+    if (norm.defined()) norm.mutable_grad() = gradients[name];
+  };
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    Block& block = blocks_[static_cast<size_t>(i)];
+    const std::string prefix = layer_prefix(i);
+    set_norm(block.input_norm, prefix + "input_layernorm.weight");
+    set_norm(block.q_norm, prefix + "self_attn.q_norm.weight");
+    set_norm(block.k_norm, prefix + "self_attn.k_norm.weight");
+    set_norm(block.post_attention_norm, prefix + "post_attention_layernorm.weight");
+    set_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
+    set_linear(block.output, output_names(config_, prefix), config_.q_size());
+    set_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
+    set_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+  }
+  set_norm(final_norm_, "model.norm.weight");
+  embedding_grad_ = gradients["model.embed_tokens.weight"];
+  head_.weight_grad = gradients[head_name(config_)];
+}
+
+at::Tensor Transformer::embed(const at::Tensor& token_ids) const {
+  if (!at::GradMode::is_enabled() || !embedding_grad_.defined())
+    return embedding_.index_select(0, token_ids).to(at::kFloat);
+  const at::Tensor anchor = at::zeros({}).requires_grad_(true);
+  return Embed::apply(anchor, token_ids, embedding_, embedding_grad_);
+}
+
+at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Tensor& positions,
+                                  const Attention& attention) const {
+  const Block& block = blocks_[static_cast<size_t>(index)];
+  const int64_t tokens = hidden.size(0), heads = config_.num_heads + 2 * config_.num_kv_heads;
+
+  const at::Tensor x = rms_norm(hidden, block.input_norm, config_.rms_norm_eps, compute_);
+  const at::Tensor qkv =
+      norm_rope_qkv(linear(x, block.qkv, compute_).view({tokens, heads, config_.head_dim}), config_.num_heads,
+                    config_.num_kv_heads, block.q_norm, block.k_norm, config_.rms_norm_eps, rope_.cos, rope_.sin, positions);
+  const at::Tensor mixed = attention(index, qkv);  // [T, H, D]
+  hidden = linear_add(hidden, mixed.view({tokens, config_.q_size()}), block.output);
+
+  const at::Tensor y = rms_norm(hidden, block.post_attention_norm, config_.rms_norm_eps, compute_);
+  return linear_add(hidden, silu_mul(linear(y, block.gate_up, compute_), compute_), block.down);
+}
+
+at::Tensor Transformer::hidden_states(const at::Tensor& token_ids, const at::Tensor& positions,
+                                      const Attention& attention) const {
+  at::Tensor hidden = embed(token_ids);  // [T, hidden] f32
+  for (int64_t i = 0; i < config_.num_layers; ++i) hidden = run_block(i, hidden, positions, attention);
+  return rms_norm(hidden, final_norm_, config_.rms_norm_eps, compute_);
+}
+
+at::Tensor Transformer::logits(const at::Tensor& hidden) const {
+  at::NoGradGuard no_grad;
+  return head_.forward.multiply(hidden, at::kFloat);
+}
+
+}  // namespace temper

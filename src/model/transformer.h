@@ -1,0 +1,68 @@
+// The decoder-only transformer of the Llama, Qwen2 and Qwen3 families, once: training passes attention over a packed batch,
+// the engine passes attention over its paged cache, everything else is the same code on the same packed weights. The residual
+// stream and the logits are f32; products and attention take the compute dtype and accumulate in f32.
+// Const methods may run in several threads at once; load() and set_gradients() must not run beside them.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
+#include "core/rollout_types.h"
+#include "model/linear.h"
+#include "model/model_config.h"
+#include "model/parameters.h"
+#include "model/rope.h"
+
+namespace temper {
+
+class Transformer {
+ public:
+  // qkv [T, H + 2 KV, D] of one layer in the compute dtype (heads of q, then of k, then of v; q and k rotated) → [T, H, D].
+  using Attention = std::function<at::Tensor(int64_t layer, const at::Tensor& qkv)>;
+
+  // compute: kFloat or kBFloat16. trainable: also packs what the backward products need.
+  Transformer(ModelConfig config, at::ScalarType compute, bool trainable);
+
+  // Rounds the f32 masters to the compute dtype and packs them; the masters are not kept.
+  void load(const FlatParameters& masters, PolicyVersion version);
+  // Where backward sums gradients: f32, in the masters' layout. REQUIRES: trainable.
+  void set_gradients(const FlatParameters& gradients);
+
+  // token_ids, positions [T] int64 → after the final norm, [T, hidden_size] in the compute dtype.
+  at::Tensor hidden_states(const at::Tensor& token_ids, const at::Tensor& positions, const Attention& attention) const;
+  // hidden [n, hidden_size] → [n, vocab_size] f32, without gradient.
+  at::Tensor logits(const at::Tensor& hidden) const;
+
+  const ModelConfig& config() const { return config_; }
+  at::ScalarType compute_dtype() const { return compute_; }
+  PolicyVersion version() const { return version_; }
+  const LinearWeights& head() const { return head_; }
+  double attention_scale() const;
+
+ private:
+  // A norm's weight: rounded to the compute dtype's values, a leaf whose gradient is a view of the flat buffer.
+  using NormWeight = at::Tensor;
+
+  struct Block {
+    NormWeight input_norm, post_attention_norm;  // [hidden]
+    NormWeight q_norm, k_norm;                   // [head_dim]; undefined without qk_norm
+    LinearWeights qkv, output, gate_up, down;
+  };
+
+  at::Tensor embed(const at::Tensor& token_ids) const;
+  at::Tensor run_block(int64_t index, at::Tensor hidden, const at::Tensor& positions, const Attention& attention) const;
+
+  ModelConfig config_;
+  at::ScalarType compute_;
+  bool trainable_;
+  PolicyVersion version_ = 0;
+  RopeTable rope_;
+  at::Tensor embedding_;       // [vocab, hidden] compute dtype
+  at::Tensor embedding_grad_;  // [vocab, hidden] f32
+  std::vector<Block> blocks_;
+  NormWeight final_norm_;
+  LinearWeights head_;
+};
+
+}  // namespace temper

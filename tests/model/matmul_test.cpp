@@ -1,0 +1,102 @@
+#include "model/matmul.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+namespace temper {
+namespace {
+
+std::vector<at::ScalarType> compute_dtypes() {
+  std::vector<at::ScalarType> dtypes = {at::kFloat};
+  if (cpu_has_bf16()) dtypes.push_back(at::kBFloat16);
+  return dtypes;
+}
+
+at::Tensor random(at::IntArrayRef shape, uint64_t seed) {
+  return at::randn(shape, at::detail::createCPUGenerator(seed), at::TensorOptions(at::kFloat));
+}
+
+// The exact product of the rounded operands.
+at::Tensor exact(const at::Tensor& x, const at::Tensor& weight, at::ScalarType compute) {
+  return at::matmul(x.to(compute).to(at::kDouble), weight.to(compute).to(at::kDouble).t());
+}
+
+void expect_close(const at::Tensor& got, const at::Tensor& wanted, double tolerance) {
+  const double worst = (got.to(at::kDouble) - wanted).abs().max().item<double>();
+  EXPECT_LE(worst, tolerance * wanted.abs().max().item<double>());
+}
+
+TEST(PackedMatrix, MultipliesAsTheExactProductDoes) {
+  for (const auto compute : compute_dtypes())
+    for (const auto& [rows, inputs, outputs] :
+         std::vector<std::array<int64_t, 3>>{{1, 64, 64}, {3, 7, 5}, {65, 130, 259}, {200, 576, 192}, {33, 1, 1}}) {
+      const at::Tensor x = random({rows, inputs}, 1), weight = random({outputs, inputs}, 2), bias = random({outputs}, 3);
+      PackedMatrix packed;
+      packed.pack(weight, compute);
+      const at::Tensor wanted = exact(x, weight, compute);
+      expect_close(packed.multiply(x.to(compute), at::kFloat), wanted, 1e-6);
+      expect_close(packed.multiply(x.to(compute), at::kFloat, bias), wanted + bias, 1e-6);
+      at::Tensor sum = random({rows, outputs}, 4);
+      const at::Tensor before = sum.clone();
+      packed.multiply_add(x.to(compute), sum);
+      expect_close(sum, wanted + before, 1e-6);
+      PackedMatrix transposed;
+      transposed.pack_transposed(weight.t().contiguous(), compute);
+      EXPECT_TRUE(at::equal(transposed.multiply(x.to(compute), at::kFloat), packed.multiply(x.to(compute), at::kFloat)));
+      if (compute == at::kBFloat16) expect_close(packed.multiply(x.to(compute), at::kBFloat16), wanted, 1.0 / 256);
+    }
+}
+
+TEST(PackedMatrix, RowDoesNotDependOnItsNeighboursNorOnThreads) {
+  for (const auto compute : compute_dtypes()) {
+    PackedMatrix packed;
+    packed.pack(random({192, 96}, 5), compute);
+    const at::Tensor x = random({131, 96}, 6).to(compute);
+    const at::Tensor all = packed.multiply(x, at::kFloat);
+    for (const int64_t count : {1, 2, 5, 31, 64, 100})
+      for (const int64_t first : {0, 17, 31})
+        EXPECT_TRUE(at::equal(packed.multiply(x.narrow(0, first, count), at::kFloat), all.narrow(0, first, count)))
+            << "rows " << first << " to " << first + count;
+    const int threads = at::get_num_threads();
+    at::set_num_threads(1);
+    EXPECT_TRUE(at::equal(packed.multiply(x, at::kFloat), all));
+    at::set_num_threads(threads);
+  }
+}
+
+TEST(PackedMatrix, PartsOfColumnsAndOfInputsAgreeWithTheWhole) {
+  for (const auto compute : compute_dtypes()) {
+    const at::Tensor weight = random({323, 64}, 7), x = random({9, 64}, 8).to(compute);
+    PackedMatrix packed;
+    packed.pack(weight, compute);
+    const at::Tensor all = packed.multiply(x, at::kFloat);
+    for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{{0, 128}, {128, 256}, {256, 323}}) {
+      at::Tensor part = at::empty({9, end - begin});
+      packed.multiply_columns(x, begin, end, part);
+      EXPECT_TRUE(at::equal(part, all.narrow(1, begin, end - begin)));
+    }
+    PackedMatrix backward;
+    backward.pack_transposed(weight, compute);  // dy [9, 323] · weight
+    const at::Tensor dy = random({9, 323}, 9).to(compute);
+    at::Tensor sum = at::zeros({9, 64});
+    for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{{0, 128}, {128, 256}, {256, 323}})
+      backward.multiply_add_inputs(dy.narrow(1, begin, end - begin), begin, sum);
+    expect_close(sum, at::matmul(dy.to(at::kDouble), weight.to(compute).to(at::kDouble)), 1e-6);
+  }
+}
+
+TEST(AccumulateOuterProduct, AddsTheExactSumOverTokens) {
+  for (const auto dtype : compute_dtypes())
+    for (const auto& [tokens, outputs, inputs] :
+         std::vector<std::array<int64_t, 3>>{{1, 64, 64}, {70, 5, 7}, {300, 130, 96}, {513, 64, 67}}) {
+      const at::Tensor dy = random({tokens, outputs}, 10).to(dtype), x = random({tokens, inputs}, 11).to(dtype);
+      at::Tensor grad = random({outputs, inputs}, 12);
+      const at::Tensor wanted = grad.to(at::kDouble) + at::matmul(dy.to(at::kDouble).t(), x.to(at::kDouble));
+      accumulate_outer_product(dy, x, grad);
+      expect_close(grad, wanted, 1e-6);
+    }
+}
+
+}  // namespace
+}  // namespace temper
