@@ -1,4 +1,4 @@
-// The settings that are one of a few words. Enumerators and the words of the configuration stand in the same order;
+// The settings that are one of a few words, for config and for everyone who acts on them (algos, trainer). Enumerators and the words of the configuration stand in the same order;
 // the words are in choices.cpp.
 #pragma once
 #include <cstddef>
@@ -28,9 +28,9 @@ enum class PolicyLoss {
 };
 enum class LossAggMode { kTokenMean, kTokenSum, kSeqMeanTokenSum, kSeqMeanTokenSumNorm, kSeqMeanTokenMean };
 enum class CispoBound { kRelative, kAbsolute };
-enum class KlEstimator { kK1, kAbs, kK2, kK3, kK1Plus, kAbsPlus, kK3Plus };
+enum class KlEstimatorKind { kK1, kAbs, kK2, kK3, kK1Plus, kAbsPlus, kK3Plus };
 enum class KlPlacement { kLoss, kReward };
-enum class KlControl { kFixed, kAdaptive };
+enum class KlCtrlType { kFixed, kAdaptive };
 enum class RolloutIs { kNone, kToken, kSequence };
 enum class RolloutIsMode { kTruncate, kMask };
 enum class RsDenominator { kKept, kAll };

@@ -148,11 +148,11 @@ struct AlgoSection {
   double kl_cov_coef = 0.1;
 
   double kl_coef = 0;
-  KlEstimator kl_estimator = KlEstimator::kK3;
+  KlEstimatorKind kl_estimator = KlEstimatorKind::kK3;
   bool kl_clamp = false;
   KlPlacement kl_placement = KlPlacement::kLoss;
   struct KlCtrl {
-    KlControl type = KlControl::kFixed;
+    KlCtrlType type = KlCtrlType::kFixed;
     double target = 0.1;
     double horizon = 10000;
     bool operator==(const KlCtrl&) const = default;
