@@ -1,0 +1,51 @@
+// Generated tasks ([data] task): problems without end from a seed, the rule that scores an answer, worked problems for SFT, and
+// evaluation sets. Problems are split by a hash of their text: none held out is trained on (add1 follows docs/tasks.md instead).
+// A value type; all members are pure functions of (options, arguments).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace temper {
+
+struct Problem {
+  std::string prompt;
+  std::string answer;      // what score() compares with
+  std::string completion;  // what SFT learns
+};
+
+struct ProblemSet {
+  std::string name;  // NAME of eval/NAME/accuracy
+  std::vector<Problem> problems;
+};
+
+struct TaskOptions {
+  uint64_t seed = 1;             // of the problem stream
+  int64_t max_operand = 99;      // arithmetic: operands in 0..max_operand
+  int64_t num_worked = 2000;     // worked problems for SFT
+  double held_out_share = 0.1;   // of all problems
+};
+
+class Task {
+ public:
+  static Task make(const std::string& name, const TaskOptions& options = {});  // ConfigError names the known tasks
+  static std::vector<std::string> names();
+
+  const std::string& name() const { return name_; }
+  bool uses_chat_template() const;
+  Problem problem(int64_t index) const;  // of the training stream; index >= 0
+  std::vector<Problem> worked_problems() const;
+  // num_problems: at most so many a set; add1's sets have their fixed sizes.
+  std::vector<ProblemSet> eval_sets(int64_t num_problems) const;
+  double score(std::string_view text, std::string_view answer) const;  // in [0, 1]; 1 is correct
+  std::string hash() const;
+
+ private:
+  Task(std::string name, int kind, TaskOptions options);
+  std::string name_;
+  int kind_;
+  TaskOptions options_;
+};
+
+}  // namespace temper
