@@ -1,0 +1,21 @@
+// UTF-8 of tokenizer input and output: repair of invalid bytes and Unicode normalisation.
+#pragma once
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace temper {
+
+// Each maximal invalid sequence becomes one U+FFFD, as in Python's errors="replace" and Rust's from_utf8_lossy.
+std::string to_valid_utf8(std::string_view bytes);
+// Length of the longest prefix that is valid UTF-8.
+size_t valid_utf8_prefix(std::string_view bytes);
+
+// Code point and length in bytes of the first character. REQUIRES: valid UTF-8, not empty.
+std::pair<char32_t, size_t> first_character(std::string_view text);
+void append_utf8(std::string& out, char32_t character);
+
+enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
+std::string normalise(std::string_view valid_utf8, NormalForm form);
+
+}  // namespace temper
