@@ -1,0 +1,57 @@
+// Scores finished groups on a thread of its own, beside generation. The rollout source submits from its thread and
+// takes scored groups from the same or another one.
+//
+// worker thread: produces scored groups; consumes submitted ones; waits for either; is unblocked by submit() and the
+// destructor.
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "rollout/reward.h"
+
+namespace temper {
+
+// Fills rewards [K] and error of every completion. A reward that throws, is late, or gives NaN or infinity leaves NaN
+// in its place and its reason in error.
+void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGroup& group, double timeout_s = 30);
+
+class RewardPool {
+ public:
+  // timeout_s: for each function on each group.
+  explicit RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s = 30);
+  ~RewardPool();  // what was not taken is dropped
+  RewardPool(const RewardPool&) = delete;
+  RewardPool& operator=(const RewardPool&) = delete;
+
+  void submit(RolloutGroup group);
+  // The next scored group, in the order of submission; nothing at the deadline, or at once when nothing is outstanding.
+  std::optional<RolloutGroup> next(std::chrono::steady_clock::time_point deadline);
+
+  std::vector<std::string> names() const;
+  int64_t num_outstanding() const;  // submitted and not taken
+  int64_t num_failed() const;       // completions whose scoring failed, since the start
+  double busy_seconds() const;      // spent on scoring, since the start
+
+ private:
+  void work();
+
+  const std::vector<std::unique_ptr<Reward>> rewards_;
+  const double timeout_s_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<RolloutGroup> waiting_, scored_;  // guarded by mutex_
+  int64_t num_outstanding_ = 0;                // guarded by mutex_
+  int64_t num_failed_ = 0;                     // guarded by mutex_
+  double busy_seconds_ = 0;                    // guarded by mutex_
+  bool closed_ = false;                        // guarded by mutex_
+  std::exception_ptr failure_;                 // guarded by mutex_; rethrown by next()
+  std::thread thread_;
+};
+
+}  // namespace temper
