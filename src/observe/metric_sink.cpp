@@ -49,7 +49,8 @@ std::string take_string(const Json& object, const char* key) {
 
 int64_t take_integer(const Json& object, const char* key) {
   const auto found = object.find(key);
-  if (found == object.end() || !found->is_number_integer()) throw std::invalid_argument(format("has no integer \"{}\"", key));
+  if (found == object.end() || !found->is_number_integer())
+    throw std::invalid_argument(format("has no integer \"{}\"", key));
   return found->get<int64_t>();
 }
 
@@ -70,23 +71,26 @@ bool comes_after(const Json& object, const ResumePoint& point) {
 
 const char* finish_reason_name(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kAborted: return "aborted";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAborted:
+      return "aborted";
   }
   return "aborted";
 }
 
 std::string to_json(const MetricRecord& record) {
-  std::string line = format("{\"stage\": {}, \"step\": {}, \"policy_version\": {}, \"time\": {}", quoted(record.stage), record.step,
-                            record.policy_version, number(record.time));
+  std::string line = format("{\"stage\": {}, \"step\": {}, \"policy_version\": {}, \"time\": {}", quoted(record.stage),
+                            record.step, record.policy_version, number(record.time));
   for (const auto& [name, value] : record.values) line += ", " + quoted(name) + ": " + number(value);
   return line + "}";
 }
 
 std::string to_json(const CompletionRecord& record) {
-  std::string line = format("{\"stage\": {}, \"step\": {}, \"prompt\": {}, \"answer\": {}, \"completions\": [", quoted(record.stage),
-                            record.step, quoted(record.prompt), quoted(record.answer));
+  std::string line = format("{\"stage\": {}, \"step\": {}, \"prompt\": {}, \"answer\": {}, \"completions\": [",
+                            quoted(record.stage), record.step, quoted(record.prompt), quoted(record.answer));
   const char* separator = "";
   for (const CompletionEntry& entry : record.completions) {
     line += separator;
@@ -94,7 +98,8 @@ std::string to_json(const CompletionRecord& record) {
     line += "{\"text\": " + quoted(entry.text) + ", \"rewards\": {";
     for (size_t i = 0; i < entry.rewards.size(); ++i)
       line += (i > 0 ? ", " : "") + quoted(entry.rewards[i].first) + ": " + number(entry.rewards[i].second);
-    line += "}, \"advantage\": " + number(entry.advantage) + ", \"finish_reason\": \"" + finish_reason_name(entry.finish_reason) + "\"";
+    line += "}, \"advantage\": " + number(entry.advantage) + ", \"finish_reason\": \"" +
+            finish_reason_name(entry.finish_reason) + "\"";
     if (!entry.error.empty()) line += ", \"error\": " + quoted(entry.error);
     line += "}";
   }
@@ -123,14 +128,16 @@ CompletionRecord parse_completion_record(std::string_view line) {
   record.prompt = take_string(object, "prompt");
   if (object.contains("answer")) record.answer = take_string(object, "answer");
   const auto completions = object.find("completions");
-  if (completions == object.end() || !completions->is_array()) throw std::invalid_argument("has no list \"completions\"");
+  if (completions == object.end() || !completions->is_array())
+    throw std::invalid_argument("has no list \"completions\"");
   for (const Json& item : *completions) {
     if (!item.is_object()) throw std::invalid_argument("has a completion that is not an object");
     CompletionEntry entry;
     entry.text = take_string(item, "text");
     if (item.contains("rewards")) {
       if (!item["rewards"].is_object()) throw std::invalid_argument("\"rewards\" is not an object");
-      for (const auto& [name, value] : item["rewards"].items()) entry.rewards.emplace_back(name, to_number(value, name));
+      for (const auto& [name, value] : item["rewards"].items())
+        entry.rewards.emplace_back(name, to_number(value, name));
     }
     if (item.contains("advantage")) entry.advantage = to_number(item["advantage"], "advantage");
     entry.finish_reason = parse_finish_reason(take_string(item, "finish_reason"));
@@ -165,7 +172,8 @@ int64_t resume_length(const std::string& path, const ResumePoint& point) {
 void JsonlSink::append(const std::string& line) {
   if (writer_.append(line)) return;
   if (++num_failed_writes_ == 1)
-    log_warning("{}: a line could not be written; training goes on without it. Free some space on that disk.", writer_.path());
+    log_warning("{}: a line could not be written; training goes on without it. Free some space on that disk.",
+                writer_.path());
 }
 
 }  // namespace temper

@@ -1,5 +1,6 @@
-// metrics.jsonl and completions.jsonl of a run directory: one JSON object a line, appended as the train loop emits it. Apps own
-// the sinks and write from one thread. A failed write (disk full) is counted and warned once; training never stops for it.
+// metrics.jsonl and completions.jsonl of a run directory: one JSON object a line, appended as the train loop emits it.
+// Apps own the sinks and write from one thread. A failed write (disk full) is counted and warned once; training never
+// stops for it.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -33,21 +34,23 @@ struct CompletionRecord {
 
 const char* finish_reason_name(FinishReason reason);  // stop, length, aborted
 
-// One line each, without the newline. Numbers are the shortest text that reads back to the same double, NaN and infinity null.
+// One line each, without the newline. Numbers are the shortest text that reads back to the same double, NaN and
+// infinity null.
 std::string to_json(const MetricRecord& record);
 std::string to_json(const CompletionRecord& record);
 // The reverse; null becomes NaN. Throws std::invalid_argument with the reason alone: the caller knows file and line.
 MetricRecord parse_metric_record(std::string_view line);
 CompletionRecord parse_completion_record(std::string_view line);
 
-// How far a run has got: stage_names[stage] is under way and `step` of it is done (-1: not even its evaluation before the first).
+// How far a run has got: stage_names[stage] is under way and `step` of it is done (-1: not even its evaluation before
+// the first).
 struct ResumePoint {
   std::vector<std::string> stage_names;
   size_t stage = 0;
   int64_t step = -1;
 };
-// The length to which metrics.jsonl or completions.jsonl is cut back on resume: up to the first line of a later stage or step, a
-// torn last line off. 0 if there is no such file.
+// The length to which metrics.jsonl or completions.jsonl is cut back on resume: up to the first line of a later stage
+// or step, a torn last line off. 0 if there is no such file.
 int64_t resume_length(const std::string& path, const ResumePoint& point);
 
 class JsonlSink {

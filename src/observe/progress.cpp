@@ -69,7 +69,8 @@ std::string duration_text(double seconds) {
 }
 
 Progress::Progress(ProgressOptions options)
-    : options_(std::move(options)), terminal_(options_.terminal < 0 ? ::isatty(::fileno(options_.out)) == 1 : options_.terminal == 1) {
+    : options_(std::move(options)),
+      terminal_(options_.terminal < 0 ? ::isatty(::fileno(options_.out)) == 1 : options_.terminal == 1) {
   if (!options_.seconds) options_.seconds = steady_seconds;
   if (!terminal_) return;
   Progress* none = nullptr;
@@ -161,7 +162,8 @@ std::string Progress::text(bool with_bar) const {
   if (step_ >= total_steps_)
     line += "  took " + duration_text(spent);
   else if (done > 0)
-    line += "  " + duration_text(spent / static_cast<double>(done) * static_cast<double>(total_steps_ - step_)) + " left";
+    line +=
+        "  " + duration_text(spent / static_cast<double>(done) * static_cast<double>(total_steps_ - step_)) + " left";
   return line;
 }
 

@@ -1,6 +1,7 @@
-// What a run shows while it works, on standard error: on a terminal a bar on the last line, redrawn at most ten times a second,
-// elsewhere a log line now and then (the first step, every interval_s, the last). Any thread may log meanwhile: the bar registers
-// log hooks that erase it before a line and draw it again after. One bar at a time; calls come from one thread.
+// What a run shows while it works, on standard error: on a terminal a bar on the last line, redrawn at most ten times a
+// second, elsewhere a log line now and then (the first step, every interval_s, the last). Any thread may log meanwhile:
+// the bar registers log hooks that erase it before a line and draw it again after. One bar at a time; calls come from
+// one thread.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -14,10 +15,10 @@ namespace temper {
 
 struct ProgressOptions {
   FILE* out = stderr;
-  int terminal = -1;                  // 0 no, 1 yes, -1 as isatty(out) says
-  int width = 0;                      // columns; 0 asks the terminal
-  double interval_s = 10;             // between plain lines
-  std::function<double()> seconds;    // a steady clock; empty: the system's
+  int terminal = -1;                // 0 no, 1 yes, -1 as isatty(out) says
+  int width = 0;                    // columns; 0 asks the terminal
+  double interval_s = 10;           // between plain lines
+  std::function<double()> seconds;  // a steady clock; empty: the system's
 };
 
 class Progress {

@@ -55,15 +55,17 @@ std::string bytes_field(int number, std::string_view value) {
   return varint(static_cast<uint64_t>(number) << 3 | 2) + varint(value.size()) + std::string(value);
 }
 
-// Readers take the files of a folder in the order of their names: seconds, then microseconds, keep a resumed run's file last.
+// Readers take the files of a folder in the order of their names: seconds, then microseconds, keep a resumed run's file
+// last.
 std::string event_file_name() {
   const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
   const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(since_epoch).count();
   char host[256] = "unknown";
   ::gethostname(host, sizeof host - 1);
   char name[512];
-  std::snprintf(name, sizeof name, "events.out.tfevents.%010lld.%06lld.%s.%d", static_cast<long long>(microseconds / 1000000),
-                static_cast<long long>(microseconds % 1000000), host, static_cast<int>(::getpid()));
+  std::snprintf(name, sizeof name, "events.out.tfevents.%010lld.%06lld.%s.%d",
+                static_cast<long long>(microseconds / 1000000), static_cast<long long>(microseconds % 1000000), host,
+                static_cast<int>(::getpid()));
   return name;
 }
 
@@ -91,10 +93,13 @@ TensorBoardWriter::TensorBoardWriter(const std::string& directory, std::optional
   make_directories(directory);
   descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (descriptor_ < 0)
-    throw IoError("{}: cannot be created ({}). Check the folder's permissions and free space, or set --log.tensorboard=false.", path_,
-                  std::strerror(errno));
+    throw IoError(
+        "{}: cannot be created ({}). Check the folder's permissions and free space, or set --log.tensorboard=false.",
+        path_, std::strerror(errno));
   append(double_field(1, seconds_since_epoch()) + bytes_field(3, "brain.Event:2"));
-  if (purge_step) append(double_field(1, seconds_since_epoch()) + integer_field(2, *purge_step) + bytes_field(7, integer_field(1, 1)));
+  if (purge_step)
+    append(double_field(1, seconds_since_epoch()) + integer_field(2, *purge_step) +
+           bytes_field(7, integer_field(1, 1)));
 }
 
 TensorBoardWriter::~TensorBoardWriter() { ::close(descriptor_); }
@@ -117,8 +122,8 @@ void TensorBoardWriter::append(std::string_view event) {
   // half a record would hide every later one from readers: take it back
   const bool whole = end >= 0 && ::ftruncate(descriptor_, end) == 0;
   if (++num_failed_writes_ == 1)
-    log_warning("{}: an event could not be written{}; training goes on without it. Free some space on that disk.", path_,
-                whole ? "" : " and half of it is left");
+    log_warning("{}: an event could not be written{}; training goes on without it. Free some space on that disk.",
+                path_, whole ? "" : " and half of it is left");
 }
 
 }  // namespace temper

@@ -1,12 +1,12 @@
-// TensorBoard event files, written without TensorBoard: scalars tagged STAGE/METRIC. Apps own the writer and write from one thread.
-// A failed write is counted and warned once; training never stops for it.
+// TensorBoard event files, written without TensorBoard: scalars tagged STAGE/METRIC. Apps own the writer and write from
+// one thread. A failed write is counted and warned once; training never stops for it.
 //
-// File:   records, each  u64 length | u32 masked crc of the length | data | u32 masked crc of the data   (little-endian, TFRecord)
-// Crc:    CRC32C (Castagnoli), masked: rotate right by 15, add 0xa282ead8
-// Data:   protobuf Event { 1: double wall_time; 2: int64 step; 3: string file_version; 5: Summary; 7: SessionLog }
+// File:   records, each  u64 length | u32 masked crc of the length | data | u32 masked crc of the data (little-endian,
+// TFRecord) Crc:    CRC32C (Castagnoli), masked: rotate right by 15, add 0xa282ead8 Data:   protobuf Event { 1: double
+// wall_time; 2: int64 step; 3: string file_version; 5: Summary; 7: SessionLog }
 //         Summary { 1: repeated Value { 1: string tag; 2: float simple_value } }   SessionLog { 1: status (1 = START) }
-// First record: file_version "brain.Event:2". A resumed run opens a new file whose second record is a session start at the first
-// step that is written again: TensorBoard then forgets that step and the later ones of the older files.
+// First record: file_version "brain.Event:2". A resumed run opens a new file whose second record is a session start at
+// the first step that is written again: TensorBoard then forgets that step and the later ones of the older files.
 #pragma once
 #include <cstdint>
 #include <optional>

@@ -25,14 +25,13 @@ TEST(PassAtK, IsZeroWithoutCorrectAndOneWhenEveryChoiceHoldsACorrectOne) {
   EXPECT_EQ(pass_at_k(8, 6, 3), 1.0);
 }
 
-TEST(PassAtK, StaysFiniteWhereFactorialsOverflow) {
-  EXPECT_NEAR(pass_at_k(2000, 1, 1000), 0.5, 1e-12);
-}
+TEST(PassAtK, StaysFiniteWhereFactorialsOverflow) { EXPECT_NEAR(pass_at_k(2000, 1, 1000), 0.5, 1e-12); }
 
 TEST(PassAtK, RefusesMoreChoicesThanCompletions) { EXPECT_THROW(pass_at_k(4, 1, 5), InvariantError); }
 
 TEST(EvalMetrics, AgreesWithAHandWorkedTable) {
-  const auto metrics = eval_metrics({{kCorrect, kWrong}, {kWrong, kCorrect}, {kWrong, kWrong}, {kCorrect, kCorrect}}, 2);
+  const auto metrics =
+      eval_metrics({{kCorrect, kWrong}, {kWrong, kCorrect}, {kWrong, kWrong}, {kCorrect, kCorrect}}, 2);
   EXPECT_DOUBLE_EQ(metrics.accuracy, 0.5);    // first and fourth problem
   EXPECT_DOUBLE_EQ(metrics.avg_at_k, 0.5);    // (1/2 + 1/2 + 0 + 1) / 4
   EXPECT_DOUBLE_EQ(metrics.pass_at_k, 0.75);  // all but the third
@@ -41,11 +40,12 @@ TEST(EvalMetrics, AgreesWithAHandWorkedTable) {
 }
 
 TEST(EvalMetrics, LeavesFailedCompletionsOutAndCountsThem) {
-  const auto metrics = eval_metrics({{kFailed, kCorrect, kWrong}, {kCorrect, kFailed, kFailed}, {kFailed, kFailed, kFailed}}, 2);
-  EXPECT_DOUBLE_EQ(metrics.accuracy, 1.0);    // the second problem alone has a scored first completion
+  const auto metrics =
+      eval_metrics({{kFailed, kCorrect, kWrong}, {kCorrect, kFailed, kFailed}, {kFailed, kFailed, kFailed}}, 2);
+  EXPECT_DOUBLE_EQ(metrics.accuracy, 1.0);  // the second problem alone has a scored first completion
   EXPECT_EQ(metrics.num_problems, 1);
-  EXPECT_DOUBLE_EQ(metrics.avg_at_k, 0.75);   // (1/2 + 1) / 2
-  EXPECT_DOUBLE_EQ(metrics.pass_at_k, 1.0);   // the first problem alone has two scored
+  EXPECT_DOUBLE_EQ(metrics.avg_at_k, 0.75);  // (1/2 + 1) / 2
+  EXPECT_DOUBLE_EQ(metrics.pass_at_k, 1.0);  // the first problem alone has two scored
   EXPECT_EQ(metrics.num_failed, 6);
 }
 

@@ -39,7 +39,8 @@ MetricRecord record(const std::string& stage, int64_t step, double loss) {
 }
 
 TEST_F(MetricSink, WritesTheHeadThenTheValuesInTheirOrder) {
-  MetricRecord made{"grpo", 3, 13, 1700000000.25, {{"reward", 0.1}, {"kl", 1e-7}, {"num_tokens", 123456}, {"accuracy", 1.0 / 3}}};
+  MetricRecord made{
+      "grpo", 3, 13, 1700000000.25, {{"reward", 0.1}, {"kl", 1e-7}, {"num_tokens", 123456}, {"accuracy", 1.0 / 3}}};
   EXPECT_EQ(to_json(made),
             R"({"stage": "grpo", "step": 3, "policy_version": 13, "time": 1700000000.25, "reward": 0.1, "kl": 1e-07, )"
             R"("num_tokens": 123456, "accuracy": 0.3333333333333333})");
@@ -56,7 +57,8 @@ TEST_F(MetricSink, WritesNaNAndInfinityAsNullAndReadsThemAsNaN) {
 
 TEST_F(MetricSink, NumbersReadBackToTheSameBits) {
   MetricRecord made{"a", 1, 1, 1763928470.1234567, {}};
-  const double values[] = {0.1, 1e-300, 123456789.123456789, 5e-324, -2.2250738585072014e-308, 1.7976931348623157e308, 2.0 / 3};
+  const double values[] = {
+      0.1, 1e-300, 123456789.123456789, 5e-324, -2.2250738585072014e-308, 1.7976931348623157e308, 2.0 / 3};
   for (const double value : values) made.values.emplace_back(format("v{}", made.values.size()), value);
   const MetricRecord read = parse_metric_record(to_json(made));
   EXPECT_EQ(read.time, made.time);
@@ -66,7 +68,8 @@ TEST_F(MetricSink, NumbersReadBackToTheSameBits) {
 TEST_F(MetricSink, CompletionsKeepEveryFieldAndBrokenUtf8BecomesTheReplacementCharacter) {
   CompletionRecord made{"grpo", 4, "2+2=\n\"?\"", "4", {}};
   made.completions.push_back({"four", {{"exact", 0}, {"format", 1}}, -0.5, FinishReason::kStop, ""});
-  made.completions.push_back({"4 \xf0\x9f", {{"exact", kNaN}, {"format", 1}}, kNaN, FinishReason::kLength, "exact: too late"});
+  made.completions.push_back(
+      {"4 \xf0\x9f", {{"exact", kNaN}, {"format", 1}}, kNaN, FinishReason::kLength, "exact: too late"});
   const CompletionRecord read = parse_completion_record(to_json(made));
   EXPECT_EQ(read.stage, "grpo");
   EXPECT_EQ(read.step, 4);
@@ -115,7 +118,9 @@ TEST_F(MetricSink, ResumeCutsBackToTheLastRecordOfTheResumedStep) {
 }
 
 TEST_F(MetricSink, ResumeCutsATornLastLineOffAndKeepsACompletionFileInStep) {
-  std::ofstream(path_) << R"({"stage": "sft", "step": 1, "prompt": "a", "completions": []})" << "\n" << R"({"stage": "sft", "st)";
+  std::ofstream(path_) << R"({"stage": "sft", "step": 1, "prompt": "a", "completions": []})"
+                       << "\n"
+                       << R"({"stage": "sft", "st)";
   EXPECT_EQ(resume_length(path_, {{"sft"}, 0, 9}), 62);
   EXPECT_EQ(resume_length(path_, {{"sft"}, 0, 0}), 0);
   EXPECT_EQ(resume_length(folder_ + "/none.jsonl", {{"sft"}, 0, 9}), 0);
@@ -153,7 +158,8 @@ TEST_F(MetricSink, ForeignLinesAreRefusedWithTheReason) {
   EXPECT_EQ(reason("[1]"), "is not a JSON object");
   EXPECT_EQ(reason(R"({"step": 1})"), "has no string \"stage\"");
   EXPECT_EQ(reason(R"({"stage": "a", "step": "1"})"), "has no integer \"step\"");
-  EXPECT_EQ(reason(R"({"stage": "a", "step": 1, "policy_version": 1, "time": 0, "loss": "high"})"), "\"loss\" is not a number");
+  EXPECT_EQ(reason(R"({"stage": "a", "step": 1, "policy_version": 1, "time": 0, "loss": "high"})"),
+            "\"loss\" is not a number");
 }
 
 }  // namespace

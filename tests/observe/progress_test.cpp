@@ -12,7 +12,8 @@ namespace {
 
 using testing::HasSubstr;
 
-// The screen that a terminal of one endless row a line shows after these bytes: what \r and "erase to the end of line" do.
+// The screen that a terminal of one endless row a line shows after these bytes: what \r and "erase to the end of line"
+// do.
 std::string screen(const std::string& bytes) {
   std::string lines, line;
   size_t column = 0;
@@ -108,7 +109,8 @@ TEST_F(ProgressTest, EndsByErasingItselfAndLeavingOneLine) {
     progress.end_stage();
   }
   EXPECT_EQ(screen(written()), "");
-  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("grpo 10/10  reward 0.900  kl 0.012  tokens/s 1234  took 1:05"));
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("grpo 10/10  reward 0.900  kl 0.012  tokens/s 1234  took 1:05"));
 }
 
 TEST_F(ProgressTest, WithoutATerminalItLogsTheFirstStepThenEveryIntervalThenTheLast) {

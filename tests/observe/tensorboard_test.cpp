@@ -59,16 +59,18 @@ TEST(TensorBoardWriter, BeginsWithTheVersionAndWritesOneEventAStep) {
   writer.write({"grpo", 2, 2, 1.5, {{"reward", 0.5}, {"bad", std::numeric_limits<double>::quiet_NaN()}}}, 300);
   const auto records = records_of(writer.path());
   ASSERT_EQ(records.size(), 2u);
-  EXPECT_EQ(records[0].substr(9), "\x1a\x0d"
-                                  "brain.Event:2");
+  EXPECT_EQ(records[0].substr(9),
+            "\x1a\x0d"
+            "brain.Event:2");
   // wall_time 1.5, step 300 (varint ac 02), summary of 20 bytes { value of 18 { tag of 11, simple_value 0.5f } }
-  const char expected[] = "\x09\x00\x00\x00\x00\x00\x00\xf8\x3f"
-                          "\x10\xac\x02"
-                          "\x2a\x14"
-                          "\x0a\x12"
-                          "\x0a\x0b"
-                          "grpo/reward"
-                          "\x15\x00\x00\x00\x3f";
+  const char expected[] =
+      "\x09\x00\x00\x00\x00\x00\x00\xf8\x3f"
+      "\x10\xac\x02"
+      "\x2a\x14"
+      "\x0a\x12"
+      "\x0a\x0b"
+      "grpo/reward"
+      "\x15\x00\x00\x00\x3f";
   EXPECT_EQ(records[1], std::string(expected, sizeof expected - 1));
 }
 
