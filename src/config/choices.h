@@ -1,5 +1,5 @@
-// The settings that are one of a few words, for config and for everyone who acts on them (algos, trainer). Enumerators and the words of the configuration stand in the same order;
-// the words are in choices.cpp.
+// The settings that are one of a few words, for config and for everyone who acts on them (algos, trainer). Enumerators
+// and the words of the configuration stand in the same order; the words are in choices.cpp.
 #pragma once
 #include <cstddef>
 #include <span>
@@ -14,17 +14,57 @@ enum class Shard { kNone };
 enum class LrScheduler { kConstant, kLinear, kCosine };
 
 enum class Preset {
-  kGrpo, kDapo, kDrGrpo, kGspo, kCispo, kSapo, kGmpo, kRloo, kRemax, kReinforcePlusPlus, kReinforcePlusPlusBaseline,
-  kOpo, kGdpo, kGpg, kPpo, kDistill, kGkd, kSft, kDpo, kRewardModel,
+  kGrpo,
+  kDapo,
+  kDrGrpo,
+  kGspo,
+  kCispo,
+  kSapo,
+  kGmpo,
+  kRloo,
+  kRemax,
+  kReinforcePlusPlus,
+  kReinforcePlusPlusBaseline,
+  kOpo,
+  kGdpo,
+  kGpg,
+  kPpo,
+  kDistill,
+  kGkd,
+  kSft,
+  kDpo,
+  kRewardModel,
 };
 enum class AdvEstimator {
-  kGrpo, kRloo, kReinforcePlusPlus, kReinforcePlusPlusBaseline, kRemax, kOpo, kGpg, kGrpoPassk, kGdpo, kGae, kNone,
+  kGrpo,
+  kRloo,
+  kReinforcePlusPlus,
+  kReinforcePlusPlusBaseline,
+  kRemax,
+  kOpo,
+  kGpg,
+  kGrpoPassk,
+  kGdpo,
+  kGae,
+  kNone,
 };
 enum class ScaleRewards { kGroup, kBatch, kNone };
+// The first eight, to kDppoTv, are losses of the ratio policy/old; the last four learn from given completions.
 enum class PolicyLoss {
-  kClip, kGspo, kCispo, kSapo, kGmpo, kClipCov, kKlCov, kDppoTv,  // the ratio losses
-  kReinforce, kNone,
-  kSft, kDpo, kIpo, kRewardModel,  // on given completions: nothing is generated
+  kClip,
+  kGspo,
+  kCispo,
+  kSapo,
+  kGmpo,
+  kClipCov,
+  kKlCov,
+  kDppoTv,
+  kReinforce,
+  kNone,
+  kSft,
+  kDpo,
+  kIpo,
+  kRewardModel,
 };
 enum class LossAggMode { kTokenMean, kTokenSum, kSeqMeanTokenSum, kSeqMeanTokenSumNorm, kSeqMeanTokenMean };
 enum class CispoBound { kRelative, kAbsolute };

@@ -1,6 +1,6 @@
 // The configuration of a run: one plain struct a section, filled by load_config (load.h) and never changed afterwards.
-// The initialisers here are the defaults; the table in table.cpp gives every key its range and help, and from both come the
-// parser, --help, the dump and docs/configuration.md. Keys of [algo] are specified in docs/algorithms.md.
+// The initialisers here are the defaults; the table in table.cpp gives every key its range and help, and from both come
+// the parser, --help, the dump and docs/configuration.md. Keys of [algo] are specified in docs/algorithms.md.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -25,24 +25,24 @@ struct RunSection {
 
 // A new model with random weights. 0 and "" stand for what the comment says.
 struct ModelInit {
-  std::string family;                 // llama, qwen2, qwen3; empty: no [model] init
+  std::string family;  // llama, qwen2, qwen3; empty: no [model] init
   int64_t hidden_size = 256;
-  int64_t intermediate_size = 0;      // 0: 8/3 of hidden_size, rounded up to a multiple of 32
+  int64_t intermediate_size = 0;  // 0: 8/3 of hidden_size, rounded up to a multiple of 32
   int64_t num_layers = 4;
   int64_t num_heads = 4;
-  int64_t num_kv_heads = 0;           // 0: num_heads
-  int64_t head_dim = 0;               // 0: hidden_size / num_heads
-  int64_t vocab_size = 0;             // 0: the tokenizer's
+  int64_t num_kv_heads = 0;  // 0: num_heads
+  int64_t head_dim = 0;      // 0: hidden_size / num_heads
+  int64_t vocab_size = 0;    // 0: the tokenizer's
   int64_t max_position_embeddings = 2048;
   double rope_theta = 10000;
   double rms_norm_eps = 1e-6;
   bool tie_word_embeddings = true;
-  std::string tokenizer = "byte";     // or a directory with tokenizer.json
+  std::string tokenizer = "byte";  // or a directory with tokenizer.json
   bool operator==(const ModelInit&) const = default;
 };
 
 struct ModelSection {
-  std::string path;       // HF directory; empty: init
+  std::string path;  // HF directory; empty: init
   ModelInit init;
   std::string reference;  // empty: the model at the stage's start
   std::string teacher;
@@ -56,14 +56,22 @@ struct DataSection {
   std::string prompt_field = "prompt";
   std::string answer_field = "answer";
   std::string completion_field = "completion";
-  std::string prompt_template;      // {prompt} stands for the prompt; empty: the prompt as it is
-  int64_t max_prompt_length = 512;  // tokens
+  std::string prompt_template;      // {field} stands for that field of the line; empty: the prompt as it is
+  int64_t max_prompt_length = 512;  // tokens; 0: no limit
+  double held_out_share = 0;        // of a file's prompts, by a hash of their text
   bool shuffle = true;
+  int64_t task_seed = 1;  // of a generated task's problems; run.seed does not change them
+  struct Arithmetic {
+    int64_t max_operand = 99;
+    int64_t num_worked = 2000;    // worked problems for sft
+    double held_out_share = 0.1;  // of all problems
+    bool operator==(const Arithmetic&) const = default;
+  } arithmetic;
   bool operator==(const DataSection&) const = default;
 };
 
 struct EvalSection {
-  int64_t every_steps = 0;  // 0: before the first and after the last step only
+  int64_t every_steps = 0;    // 0: before the first and after the last step only
   int64_t num_prompts = 200;  // 0: no evaluation
   int64_t num_completions = 1;
   double temperature = 0;
@@ -82,6 +90,10 @@ struct RolloutSection {
   std::vector<std::string> stop;
   int64_t workers = 0;
   int64_t max_num_seqs = 64;
+  int64_t kv_cache_memory = 0;  // MiB; 0: what max_num_seqs sequences need, at most half the free memory
+  int64_t block_size = 16;      // tokens
+  bool enable_prefix_sharing = true;
+  bool enable_chunked_prefill = true;
   std::optional<Dtype> dtype;  // after loading always set: run.dtype where not given
   bool operator==(const RolloutSection&) const = default;
 };
@@ -89,6 +101,7 @@ struct RolloutSection {
 struct RewardSection {
   std::vector<std::string> functions;  // after loading: ["task"] for a generated task where none is given
   std::vector<double> weights;         // one a function; empty: 1 each
+  double timeout_s = 30;               // for one function on one group
   struct Numeric {
     double tolerance = 1e-6;
     bool operator==(const Numeric&) const = default;
@@ -226,7 +239,7 @@ struct AsyncSection {
 };
 
 struct CheckpointSection {
-  std::string local_dir;          // empty: checkpoints in the run directory
+  std::string local_dir;           // empty: checkpoints in the run directory
   int64_t local_every_steps = 50;  // 0: at the end of a stage only
   int64_t keep_local = 2;
   Dtype export_dtype = Dtype::kAuto;  // auto: the dtype the model was loaded in, f32 for init
@@ -261,8 +274,8 @@ struct Sections {
 // One stage with everything resolved: presets, [[stage]] and command line.
 struct StageConfig : Sections {
   std::string name;
-  // True: starts from its own [model]. False: from the model that the stage before it handed on; model.path and model.init
-  // are then the root's and say nothing about this stage. Always true for the first stage.
+  // True: starts from its own [model]. False: from the model that the stage before it handed on; model.path and
+  // model.init are then the root's and say nothing about this stage. Always true for the first stage.
   bool own_model = true;
   bool operator==(const StageConfig&) const = default;
 };

@@ -1,0 +1,185 @@
+#include "config/validate.h"
+
+#include <algorithm>
+#include <set>
+
+#include "config/algo_rules.h"
+#include "core/format.h"
+
+namespace temper {
+namespace {
+
+using Messages = std::vector<std::string>;
+
+void check_model(const StageConfig& s, Messages* out) {
+  if (!s.own_model) return;
+  const ModelInit& init = s.model.init;
+  const bool has_init = !init.family.empty();
+  if (s.model.path.empty() && !has_init) {
+    if (init == ModelInit())
+      out->push_back(
+          "model.path and model.init are both missing. Set model.path to a Hugging Face directory, or model.init to"
+          " {family = \"llama\", hidden_size = 256, …} for a new model.");
+    else
+      out->push_back("model.init.family is missing. Allowed: llama, qwen2, qwen3.");
+  }
+  if (!s.model.path.empty() && init != ModelInit())
+    out->push_back(format("model.path = \"{}\" and model.init exclude each other. Remove one of them.", s.model.path));
+  if (!has_init) return;
+  const int64_t num_kv_heads = init.num_kv_heads ? init.num_kv_heads : init.num_heads;
+  if (init.num_heads % num_kv_heads != 0)
+    out->push_back(format("model.init.num_kv_heads = {} does not divide model.init.num_heads = {}. Choose a divisor.",
+                          num_kv_heads, init.num_heads));
+  if (init.head_dim == 0 && init.hidden_size % init.num_heads != 0)
+    out->push_back(
+        format("model.init.hidden_size = {} is no multiple of model.init.num_heads = {}. Change one of them, or set"
+               " model.init.head_dim.",
+               init.hidden_size, init.num_heads));
+  else if (const int64_t head_dim = init.head_dim ? init.head_dim : init.hidden_size / init.num_heads;
+           head_dim % 2 != 0)
+    out->push_back(format(
+        "model.init.head_dim = {} is odd, and rotary positions turn pairs. Choose an even width of heads.", head_dim));
+}
+
+void check_data(const StageConfig& s, Messages* out) {
+  const DataSection& d = s.data;
+  if (d.path.empty() && d.task.empty())
+    out->push_back(
+        "data.path and data.task are both missing. Set data.path to a JSONL file, or data.task to a generated task"
+        " such as \"arithmetic\".");
+  if (!d.path.empty() && !d.task.empty())
+    out->push_back(
+        format("data.path = \"{}\" and data.task = \"{}\" exclude each other. Remove one of them.", d.path, d.task));
+  if (!d.prompt_template.empty() && d.prompt_template.find('{') == std::string::npos)
+    out->push_back(format("data.prompt_template = \"{}\" has no place for the prompt. Write {} in it.",
+                          d.prompt_template, "{" + d.prompt_field + "}"));
+}
+
+void check_rewards(const StageConfig& s, Messages* out) {
+  const RewardSection& r = s.reward;
+  const bool evaluates = s.eval.num_prompts > 0 && (!s.data.eval_path.empty() || s.data.held_out_share > 0);
+  if (r.functions.empty() && (s.algo.trains_on_rollouts() || evaluates)) {
+    const std::string_view why = s.algo.trains_on_rollouts() ? "the stage trains on rewards"
+                                                             : "evaluation counts the first function's 1 as correct";
+    out->push_back(
+        format("reward.functions is empty, but {}. Set it, for example to [\"exact\"] or [\"numeric\"].", why));
+  }
+  if (!r.weights.empty() && r.weights.size() != r.functions.size())
+    out->push_back(
+        format("reward.weights has {} entries and reward.functions has {}. Give one weight a function, or none.",
+               r.weights.size(), r.functions.size()));
+  const std::set<std::string> once(r.functions.begin(), r.functions.end());
+  if (once.size() != r.functions.size())
+    out->push_back(
+        format("reward.functions = [{}] names a function twice. Name it once and raise its reward.weights entry.",
+               join(r.functions)));
+  const auto uses = [&once](const char* name) { return once.count(name) > 0; };
+  if (uses("task") && s.data.task.empty())
+    out->push_back(
+        "reward.functions has \"task\", but data.task is not set. Use exact, numeric, regex, format or length with a"
+        " data.path.");
+  if (uses("regex") && r.regex.pattern.empty())
+    out->push_back("reward.functions has \"regex\", but reward.regex.pattern is empty. Set the pattern to look for.");
+  if (uses("format") && r.format.pattern.empty())
+    out->push_back("reward.functions has \"format\", but reward.format.pattern is empty. Set the pattern to match.");
+  if (uses("length") && r.length.target == 0)
+    out->push_back("reward.functions has \"length\", but reward.length.target is 0. Set the length in tokens.");
+}
+
+void check_rollouts(const StageConfig& s, Messages* out) {
+  if (!s.algo.trains_on_rollouts()) return;
+  const RolloutSection& r = s.rollout;
+  if (r.num_generations == 1 && s.algo.compares_group())
+    out->push_back(
+        format("rollout.num_generations = 1 leaves nothing to compare: algo.adv_estimator = {} takes advantages"
+               " within a group, and all would be 0. Set rollout.num_generations to 2 or more, or"
+               " algo.adv_estimator to reinforce_plus_plus or remax.",
+               to_string(s.algo.adv_estimator)));
+  if (r.temperature == 0)
+    out->push_back(
+        "rollout.temperature = 0 is greedy: all completions of a group would be the same and the loss's"
+        " log-probabilities have no meaning. Set it above 0 in a stage that trains on rollouts"
+        " (eval.temperature may be 0).");
+  if (s.algo.overlong_buffer.len > r.max_completion_length)
+    out->push_back(format("algo.overlong_buffer.len = {} exceeds rollout.max_completion_length = {}. Make it smaller.",
+                          s.algo.overlong_buffer.len, r.max_completion_length));
+}
+
+void check_train(const StageConfig& s, Messages* out) {
+  const int64_t per_step = s.train.num_prompts_per_step * (s.algo.trains_on_rollouts() ? s.rollout.num_generations : 1);
+  if (s.algo.num_minibatches > per_step)
+    out->push_back(
+        format("algo.num_minibatches = {} is more than a step's {} completions (train.num_prompts_per_step = {})."
+               " Lower it.",
+               s.algo.num_minibatches, per_step, s.train.num_prompts_per_step));
+  if (s.run.deterministic && s.async.max_staleness > 0)
+    out->push_back(
+        format("run.deterministic = true cannot go with async.max_staleness = {}, whose batches depend on timing."
+               " Set async.max_staleness to 0.",
+               s.async.max_staleness));
+  if (s.algo.needs_teacher() && s.model.teacher.empty())
+    out->push_back(format("model.teacher is missing, and {} needs it. Set it to a Hugging Face directory.",
+                          s.algo.distill_coef > 0 ? "algo.distill_coef" : "algo.distill_loss"));
+}
+
+}  // namespace
+
+Messages stage_conflicts(const StageConfig& stage) {
+  Messages conflicts;
+  check_model(stage, &conflicts);
+  check_data(stage, &conflicts);
+  check_rewards(stage, &conflicts);
+  check_rollouts(stage, &conflicts);
+  check_train(stage, &conflicts);
+  for (std::string& message : algo_conflicts(stage.algo)) conflicts.push_back(std::move(message));
+  return conflicts;
+}
+
+Messages stage_doubts(const StageConfig& s) {
+  Messages doubts;
+  if (s.eval.temperature == 0 && s.eval.num_completions > 1)
+    doubts.push_back(
+        format("eval.num_completions = {} with eval.temperature = 0: greedy completions of a problem are all the"
+               " same. Set eval.temperature above 0 for pass@k.",
+               s.eval.num_completions));
+  if (s.optim.warmup_steps > s.train.max_steps)
+    doubts.push_back(
+        format("optim.warmup_steps = {} exceeds train.max_steps = {}: the learning rate never reaches"
+               " optim.learning_rate.",
+               s.optim.warmup_steps, s.train.max_steps));
+  const RewardSection defaults;
+  const auto uses = [&s](const char* name) {
+    return std::find(s.reward.functions.begin(), s.reward.functions.end(), name) != s.reward.functions.end();
+  };
+  const auto doubt_parameter = [&](const char* name, bool changed) {
+    if (changed && !uses(name))
+      doubts.push_back(format("[reward.{}] has no effect: reward.functions does not have \"{}\".", name, name));
+  };
+  doubt_parameter("numeric", s.reward.numeric != defaults.numeric);
+  doubt_parameter("regex", s.reward.regex != defaults.regex);
+  doubt_parameter("format", s.reward.format != defaults.format);
+  doubt_parameter("length", s.reward.length != defaults.length);
+  return doubts;
+}
+
+Messages pipeline_doubts(const std::vector<StageConfig>& stages) {
+  Messages doubts;
+  // A frozen model of the root reaches stages that have no use for it; it is enough that one has.
+  const auto check = [&](const char* key, auto path_of, auto is_needed, const char* why) {
+    for (const StageConfig& stage : stages) {
+      const std::string& path = path_of(stage);
+      const auto uses = [&](const StageConfig& other) { return path_of(other) == path && is_needed(other); };
+      if (!path.empty() && std::none_of(stages.begin(), stages.end(), uses))
+        doubts.push_back(format("{} = \"{}\" has no effect: {}.", key, path, why));
+    }
+  };
+  check(
+      "model.reference", [](const StageConfig& s) -> const std::string& { return s.model.reference; },
+      [](const StageConfig& s) { return s.algo.needs_reference(); }, "algo.kl_coef is 0");
+  check(
+      "model.teacher", [](const StageConfig& s) -> const std::string& { return s.model.teacher; },
+      [](const StageConfig& s) { return s.algo.needs_teacher(); }, "nothing in [algo] distils");
+  return doubts;
+}
+
+}  // namespace temper

@@ -1,0 +1,16 @@
+// Checks that need more than one key. Internal to config.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+
+namespace temper {
+
+// What cannot work in this stage, one message each: keys, values, fix.
+std::vector<std::string> stage_conflicts(const StageConfig& stage);
+// What works but is probably not meant.
+std::vector<std::string> stage_doubts(const StageConfig& stage);
+std::vector<std::string> pipeline_doubts(const std::vector<StageConfig>& stages);
+
+}  // namespace temper
