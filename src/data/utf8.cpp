@@ -29,6 +29,11 @@ bool is_ascii(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) >= 0; });
 }
 
+bool is_space(char32_t c) {
+  return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
 }  // namespace
 
 size_t valid_utf8_prefix(std::string_view bytes) {
@@ -61,6 +66,21 @@ std::pair<char32_t, size_t> first_character(std::string_view text) {
   if (byte(0) < 0xE0) return {(byte(0) & 0x1F) << 6 | (byte(1) & 0x3F), 2};
   if (byte(0) < 0xF0) return {(byte(0) & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F), 3};
   return {(byte(0) & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F), 4};
+}
+
+std::string_view strip(std::string_view text) {
+  while (!text.empty()) {
+    const auto [character, length] = first_character(text);
+    if (!is_space(character)) break;
+    text.remove_prefix(length);
+  }
+  while (!text.empty()) {
+    size_t last = text.size() - 1;
+    while (last > 0 && (static_cast<unsigned char>(text[last]) & 0xC0) == 0x80) --last;
+    if (!is_space(first_character(text.substr(last)).first)) break;
+    text.remove_suffix(text.size() - last);
+  }
+  return text;
 }
 
 void append_utf8(std::string& out, char32_t character) {

@@ -15,6 +15,9 @@ size_t valid_utf8_prefix(std::string_view bytes);
 std::pair<char32_t, size_t> first_character(std::string_view text);
 void append_utf8(std::string& out, char32_t character);
 
+// Without white space at both ends, as Python's str.strip(). REQUIRES: valid UTF-8.
+std::string_view strip(std::string_view text);
+
 enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 std::string normalise(std::string_view valid_utf8, NormalForm form);
 
