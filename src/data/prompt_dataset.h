@@ -1,6 +1,7 @@
 // Prompts and SFT examples from a JSONL file (or from generated problems), tokenised at loading. Immutable afterwards.
 // A line is {"prompt": "…"} or {"messages": [{"role", "content"}…]} or {"prompt_token_ids": […]}, with "answer" and any other
-// fields; for SFT also "completion" (without it the answer is learned), or messages that end with the assistant's.
+// fields; for SFT also "completion" (without it the answer is learned), or messages that end with the assistant's. An answer
+// with "####" in it (GSM8K) is compared by what follows; SFT learns the whole of it.
 // Errors name file and line (from 1). Lines may end in CR LF, the file may begin with a byte order mark; an empty line is an error.
 #pragma once
 #include <cstdint>
@@ -18,7 +19,7 @@ struct DatasetOptions {
   std::string prompt_field = "prompt";
   std::string answer_field = "answer";
   std::string completion_field = "completion";
-  std::string prompt_template;    // {field} stands for that field of the line; {{ and }} for braces; empty: the prompt as it is
+  std::string prompt_template;    // {field} stands for that field of the line; {{ and }} are braces; empty: the prompt as it is
   int64_t max_prompt_length = 0;  // tokens; 0: no limit
   bool skip_long = false;         // longer prompts: left out, counted and warned of (training), or else a ConfigError
 };
@@ -34,7 +35,7 @@ class PromptDataset {
   const std::string& name() const { return name_; }  // the file's stem or the task's: NAME of eval/NAME/accuracy
   const std::string& hash() const { return hash_; }  // XXH3-128 of the content
   int64_t num_skipped() const { return num_skipped_; }
-  // {training, held out} by a hash of the prompt's text: the same prompt falls on the same side in every file.
+  // {training, held out} by a hash of the prompt's text (held_out.h): the same prompt falls on the same side in every file.
   std::pair<PromptDataset, PromptDataset> split(double held_out_share) const;
 
  private:
@@ -63,7 +64,7 @@ class SftDataset {
   int64_t num_skipped_ = 0;
 };
 
-// Whether a prompt belongs to the held-out side of a split. Depends on the text alone.
-bool is_held_out(std::string_view prompt, double held_out_share);
+// A generated problem as the model sees it; serial and line stay 0.
+Prompt prompt_of(const Problem& problem, const PromptEncoder& encoder);
 
 }  // namespace temper

@@ -1,5 +1,6 @@
 // Generated tasks ([data] task): problems without end from a seed, the rule that scores an answer, worked problems for SFT, and
-// evaluation sets. Problems are split by a hash of their text: none held out is trained on (add1 follows docs/tasks.md instead).
+// evaluation sets. Problems are split by a hash of their text: none held out is trained on (but add1, the reference task, has
+// its three fixed streams).
 // A value type; all members are pure functions of (options, arguments).
 #pragma once
 #include <cstdint>
@@ -21,10 +22,11 @@ struct ProblemSet {
 };
 
 struct TaskOptions {
-  uint64_t seed = 1;             // of the problem stream
-  int64_t max_operand = 99;      // arithmetic: operands in 0..max_operand
-  int64_t num_worked = 2000;     // worked problems for SFT
-  double held_out_share = 0.1;   // of all problems
+  uint64_t seed = 1;            // of the problem stream
+  int64_t max_operand = 99;     // arithmetic, chain_sum: numbers in 0..max_operand
+  int64_t num_items = 4;        // chain_sum: terms; sort, copy, reverse, count: length
+  int64_t num_worked = 2000;    // worked problems for SFT; fewer where the task has fewer
+  double held_out_share = 0.1;  // of all problems
 };
 
 class Task {
@@ -32,7 +34,8 @@ class Task {
   static Task make(const std::string& name, const TaskOptions& options = {});  // ConfigError names the known tasks
   static std::vector<std::string> names();
 
-  const std::string& name() const { return name_; }
+  std::string name() const;
+  // Whether its prompts are meant for a chat model: then encode them with the model's template, where it has one; else raw.
   bool uses_chat_template() const;
   Problem problem(int64_t index) const;  // of the training stream; index >= 0
   std::vector<Problem> worked_problems() const;
@@ -42,9 +45,11 @@ class Task {
   std::string hash() const;
 
  private:
-  Task(std::string name, int kind, TaskOptions options);
-  std::string name_;
-  int kind_;
+  struct Definition;
+  Task(const Definition& definition, const TaskOptions& options) : definition_(&definition), options_(options) {}
+  Problem drawn(uint64_t stream, int64_t index, bool held_out) const;
+  std::vector<Problem> distinct(uint64_t stream, int64_t count, bool held_out) const;
+  const Definition* definition_;  // static
   TaskOptions options_;
 };
 
