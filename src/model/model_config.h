@@ -1,6 +1,8 @@
-// What a decoder-only transformer is made of, as config.json of a Hugging Face directory states it, for the three families
-// that share one layer code: Llama, Qwen2 and Qwen3. A plain value; read once, then passed by const reference to whoever
-// builds, runs or exports a model. Keys that we have no use for are kept in `source_json`, so that an export carries them on.
+// What a decoder-only transformer is made of, as config.json of a Hugging Face directory states it, for the three
+// families that share one layer code: Llama, Qwen2 and Qwen3. A plain value; read once, then passed by const reference
+// to whoever builds, runs or exports a model. Keys that we have no use for are kept in `source_json`, so that an export
+// carries them on. What a file states and this program cannot run is a FormatError that names the file, the key, the
+// value and a way out.
 #pragma once
 #include <c10/core/ScalarType.h>
 
@@ -16,7 +18,8 @@ enum class ModelFamily { kLlama, kQwen2, kQwen3 };
 
 // "llama", "qwen2", "qwen3": model_type in config.json, family in [model] init.
 std::string_view family_name(ModelFamily family);
-ModelFamily parse_family(std::string_view name);  // ConfigError otherwise
+std::string_view architecture_name(ModelFamily family);  // LlamaForCausalLM, …
+std::optional<ModelFamily> parse_family(std::string_view name);
 
 // How rotary frequencies are stretched beyond the pre-training context; fields as in config.json's rope_scaling.
 struct RopeScaling {
@@ -32,6 +35,8 @@ struct RopeScaling {
   std::optional<double> attention_factor;                   // yarn; default: from factor, mscale and mscale_all_dim
   std::optional<double> mscale;                             // yarn
   std::optional<double> mscale_all_dim;                     // yarn
+
+  bool operator==(const RopeScaling&) const = default;
 };
 
 struct ModelConfig {
@@ -50,9 +55,9 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   bool qkv_bias = false;  // q_proj, k_proj and v_proj have biases
   bool o_bias = false;
-  bool mlp_bias = false;  // gate_proj, up_proj and down_proj have biases
-  bool qk_norm = false;   // RMSNorm of each head's q and k, before the rotation
-  std::vector<int64_t> eos_token_ids;  // a completion ends at any of them; config.json's and generation_config.json's
+  bool mlp_bias = false;               // gate_proj, up_proj and down_proj have biases
+  bool qk_norm = false;                // RMSNorm of each head's q and k, before the rotation
+  std::vector<int64_t> eos_token_ids;  // a completion ends at any of them: generation_config.json's, else config.json's
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> pad_token_id;
   std::string source_json;             // config.json as read; empty for a new model
@@ -62,15 +67,13 @@ struct ModelConfig {
   int64_t kv_size() const { return num_kv_heads * head_dim; }
 };
 
-// `origin` names the text in messages. FormatError for broken JSON or a key of the wrong type, ConfigError for a model that
-// this program cannot run (architecture, activation, sliding window, rope type, impossible sizes).
+// As transformers 4.57 reads it, with the defaults of the family (and rope_parameters as transformers 5 writes them).
+// `origin` names the text in messages.
 ModelConfig parse_model_config(const std::string& json_text, const std::string& origin);
 // Reads DIR/config.json and, where there is one, DIR/generation_config.json (for its eos_token_id).
 ModelConfig load_model_config(const std::string& directory);
-// ConfigError where the sizes cannot belong together; `origin` as above.
-void check_model_config(const ModelConfig& config, const std::string& origin);
 
-// config.json and generation_config.json that transformers loads: our fields over source_json's.
+// config.json and generation_config.json that transformers loads: the text that was read, with the fields that changed.
 std::string to_config_json(const ModelConfig& config, c10::ScalarType dtype);
 std::string to_generation_config_json(const ModelConfig& config);
 

@@ -1,6 +1,6 @@
-// All parameters of a model in one flat buffer, in Hugging Face order and names. So the optimiser, the gradient norm and the
-// checkpoint are one loop over one tensor, a gradient buffer is the same object in the same layout, and the weights that
-// are multiplied together (q, k, v; gate, up) lie next to each other: their fused product is a plain view.
+// All parameters of a model in one flat buffer, in Hugging Face order and names. So the optimiser, the gradient norm
+// and the checkpoint are one loop over one tensor, a gradient buffer is the same object in the same layout, and the
+// weights that are multiplied together (q, k, v; gate, up) lie next to each other: their fused product is a plain view.
 // Everything is a view of flat(); no method copies. Not synchronised: readers and a writer take turns.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -24,7 +24,8 @@ struct ParameterSpec {
 
 // model.embed_tokens.weight; for each layer input_layernorm, self_attn.{q,k,v}_proj weights, then their biases, q_norm,
 // k_norm, o_proj, post_attention_layernorm, mlp.{gate,up}_proj weights, then their biases, down_proj; model.norm;
-// lm_head.weight unless tied. Neighbours that are fused have no gap; each other tensor starts at a multiple of 16 elements.
+// lm_head.weight unless tied. Neighbours that are fused have no gap; each other tensor starts at a multiple of 16
+// elements.
 std::vector<ParameterSpec> parameter_layout(const ModelConfig& config);
 // Elements of the flat buffer: the end of the last parameter, rounded up to 16.
 int64_t flat_size(const std::vector<ParameterSpec>& layout);

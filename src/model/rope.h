@@ -1,6 +1,7 @@
-// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the half-split form of the Hugging Face models: element d of
-// a head is rotated with element d + head_dim/2. Frequencies for each kind of scaling as transformers computes them, in f32
-// and by the same operators, since at position 8,000 one unit in the last place of a frequency is 5e-4 of an angle.
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the half-split form of the Hugging Face models:
+// element d of a head is rotated with element d + head_dim/2. Frequencies for each kind of scaling as transformers
+// computes them, in f32 and by the same operators, since at position 8,000 one unit in the last place of a frequency is
+// 5e-4 of an angle.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -1,8 +1,9 @@
-// safetensors files (https://huggingface.co/docs/safetensors): read by mmap, every claim of the header checked before a byte
-// of data is touched, and written tensor by tensor. Broken files are FormatErrors that name file and tensor.
+// safetensors files (https://huggingface.co/docs/safetensors): read by mmap, every claim of the header checked before a
+// byte of data is touched, and written tensor by tensor. Broken files are FormatErrors that name file and tensor.
 //
 //   u64 little-endian: N, size of the header    (at most 100 MB)
-//   N bytes: JSON {"__metadata__": {str: str}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, …},
+//   N bytes: JSON {"__metadata__": {str: str}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]},
+//   …},
 //            padded with spaces so that the data starts at a multiple of 8
 //   data: the tensors back to back, row-major, without holes; offsets count from here
 #pragma once
@@ -38,8 +39,8 @@ class SafetensorsFile {
   const SafetensorsEntry* find(std::string_view name) const;                 // nullptr if absent
   const std::unordered_map<std::string, std::string>& metadata() const { return metadata_; }
   const std::byte* bytes(const SafetensorsEntry& entry) const { return file_.data() + data_start_ + entry.begin; }
-  at::Tensor read(std::string_view name) const;                   // a copy in the file's dtype
-  void read_into(std::string_view name, at::Tensor out) const;    // converts to out's dtype; the shapes must be equal
+  at::Tensor read(std::string_view name) const;                 // a copy in the file's dtype
+  void read_into(std::string_view name, at::Tensor out) const;  // converts to out's dtype; the shapes must be equal
 
  private:
   std::string path_;
