@@ -10,7 +10,7 @@
 namespace temper {
 namespace {
 
-constexpr size_t kMaxCachedPiece = 48;       // bytes; words, not documents
+constexpr size_t kMaxCachedPiece = 48;        // bytes; words, not documents
 constexpr size_t kMaxCacheEntries = 1 << 17;  // then the cache starts afresh
 
 // Printable Latin-1 characters stand for themselves, the other 68 bytes for the characters from U+0100 on.
@@ -111,8 +111,8 @@ void BytePairEncoder::encode(std::string_view piece, std::vector<int32_t>& out) 
   out.insert(out.end(), found->second.begin(), found->second.end());
 }
 
-// Symbols are a linked list in an array; candidate merges wait in a queue, lowest rank first, then leftmost. A candidate is
-// stale when the two symbols there no longer make its token.
+// Symbols are a linked list in an array; candidate merges wait in a queue, lowest rank first, then leftmost. A
+// candidate is stale when the two symbols there no longer make its token.
 void BytePairEncoder::encode_uncached(std::string_view piece, std::vector<int32_t>& out) const {
   if (ignore_merges_) {
     const auto whole = tokens_.find(piece);
@@ -165,7 +165,8 @@ void BytePairEncoder::encode_uncached(std::string_view piece, std::vector<int32_
     consider(left.previous);
     consider(top.position);
   }
-  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) out.push_back(symbols[static_cast<size_t>(i)].token);
+  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next)
+    out.push_back(symbols[static_cast<size_t>(i)].token);
 }
 
 }  // namespace temper

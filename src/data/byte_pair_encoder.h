@@ -1,5 +1,5 @@
-// Byte-pair encoding of one piece of text, over raw bytes: tokens and merges of a tokenizer.json, and a cache of pieces seen.
-// Not thread-safe because of the cache: Tokenizer holds a lock.
+// Byte-pair encoding of one piece of text, over raw bytes: tokens and merges of a tokenizer.json, and a cache of pieces
+// seen. Not thread-safe because of the cache: Tokenizer holds a lock.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace temper {
 
-// tokenizer.json writes each byte as a printable character (GPT-2's table: "Ġ" is a blank). Text that is not in that alphabet
-// comes back as it is.
+// tokenizer.json writes each byte as a printable character (GPT-2's table: "Ġ" is a blank). Text that is not in that
+// alphabet comes back as it is.
 std::string bytes_of_token(std::string_view token);
 std::string token_of_byte(uint8_t byte);
 
@@ -36,10 +36,10 @@ class BytePairEncoder {
   void encode_uncached(std::string_view piece, std::vector<int32_t>& out) const;
   const Merge* find_merge(int32_t left, int32_t right) const;
 
-  ByText<int32_t> tokens_;                       // raw bytes → id
-  std::array<int32_t, 256> byte_tokens_;         // -1: the vocabulary leaves this byte out
-  std::unordered_map<uint64_t, Merge> merges_;   // left id << 32 | right id
-  bool ignore_merges_ = false;                   // a piece that is a token is that token
+  ByText<int32_t> tokens_;                      // raw bytes → id
+  std::array<int32_t, 256> byte_tokens_;        // -1: the vocabulary leaves this byte out
+  std::unordered_map<uint64_t, Merge> merges_;  // left id << 32 | right id
+  bool ignore_merges_ = false;                  // a piece that is a token is that token
   ByText<std::vector<int32_t>> cache_;
 };
 

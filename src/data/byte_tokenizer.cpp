@@ -13,20 +13,35 @@ std::map<std::string, std::string> byte_tokenizer_files() {
   json added = json::array(), decoder_entries = json::object();
   int id = 256;
   for (const char* content : {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"}) {
-    json token = {{"content", content}, {"lstrip", false}, {"normalized", false}, {"rstrip", false}, {"single_word", false},
-                  {"special", true}};
+    json token = {{"content", content}, {"lstrip", false},      {"normalized", false},
+                  {"rstrip", false},    {"single_word", false}, {"special", true}};
     decoder_entries[std::to_string(id)] = token;
     token["id"] = id++;
     added.push_back(token);
   }
-  const json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
-  const json tokenizer = {
-      {"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added}, {"normalizer", nullptr},
-      {"pre_tokenizer", byte_level}, {"post_processor", nullptr}, {"decoder", byte_level},
-      {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-                 {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false}, {"ignore_merges", false},
-                 {"vocab", vocabulary}, {"merges", json::array()}}}};
-  const json names = {{"eos_token", "<|endoftext|>"}, {"pad_token", "<|pad|>"},
+  const json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  const json tokenizer = {{"version", "1.0"},
+                          {"truncation", nullptr},
+                          {"padding", nullptr},
+                          {"added_tokens", added},
+                          {"normalizer", nullptr},
+                          {"pre_tokenizer", byte_level},
+                          {"post_processor", nullptr},
+                          {"decoder", byte_level},
+                          {"model",
+                           {{"type", "BPE"},
+                            {"dropout", nullptr},
+                            {"unk_token", nullptr},
+                            {"continuing_subword_prefix", nullptr},
+                            {"end_of_word_suffix", nullptr},
+                            {"fuse_unk", false},
+                            {"byte_fallback", false},
+                            {"ignore_merges", false},
+                            {"vocab", vocabulary},
+                            {"merges", json::array()}}}};
+  const json names = {{"eos_token", "<|endoftext|>"},
+                      {"pad_token", "<|pad|>"},
                       {"additional_special_tokens", {"<|im_start|>", "<|im_end|>"}}};
   json settings = names;
   settings["added_tokens_decoder"] = decoder_entries;

@@ -11,8 +11,7 @@
 namespace temper {
 namespace {
 
-constexpr std::string_view kSupported =
-    "ChatML (SmolLM2, Qwen2, Qwen2.5), Qwen3, Llama 3, Llama 3.1 and Llama 3.2";
+constexpr std::string_view kSupported = "ChatML (SmolLM2, Qwen2, Qwen2.5), Qwen3, Llama 3, Llama 3.1 and Llama 3.2";
 
 bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
@@ -42,8 +41,8 @@ std::string default_system_message(std::string_view jinja) {
     else
       continue;
     const std::string_view text = rest.substr(0, rest.find("<|im_end|>"));
-    const bool literal = text.size() < rest.size() && !contains(text, "{{") && !contains(text, "}}") && !contains(text, "' +") &&
-                         !contains(text, "\" +");
+    const bool literal = text.size() < rest.size() && !contains(text, "{{") && !contains(text, "}}") &&
+                         !contains(text, "' +") && !contains(text, "\" +");
     if (literal) return unescape(text);
   }
   return "";
@@ -61,7 +60,8 @@ std::pair<std::string_view, std::string_view> split_thoughts(std::string_view co
   const size_t first = content.find(kClose), last = content.rfind(kClose);
   if (first == std::string_view::npos) return {"", content};
   std::string_view thoughts = strip_newlines(content.substr(0, first), false, true);
-  if (const size_t open = thoughts.rfind(kOpen); open != std::string_view::npos) thoughts.remove_prefix(open + kOpen.size());
+  if (const size_t open = thoughts.rfind(kOpen); open != std::string_view::npos)
+    thoughts.remove_prefix(open + kOpen.size());
   return {strip_newlines(thoughts, true, false), strip_newlines(content.substr(last + kClose.size()), true, false)};
 }
 
@@ -69,7 +69,9 @@ std::pair<std::string_view, std::string_view> split_thoughts(std::string_view co
 size_t last_query_index(const std::vector<Message>& messages) {
   for (size_t i = messages.size(); i-- > 0;) {
     const std::string_view content = messages[i].content;
-    if (messages[i].role == "user" && !(content.starts_with("<tool_response>") && content.ends_with("</tool_response>"))) return i;
+    if (messages[i].role == "user" &&
+        !(content.starts_with("<tool_response>") && content.ends_with("</tool_response>")))
+      return i;
   }
   return messages.size() - 1;
 }
@@ -102,8 +104,9 @@ ChatTemplate ChatTemplate::recognise(std::string_view jinja, const std::string& 
   const auto has_none_of = [&](std::initializer_list<std::string_view> foreign) {
     return std::none_of(foreign.begin(), foreign.end(), [&](std::string_view part) { return contains(jinja, part); });
   };
-  const bool chatml = contains(jinja, "<|im_start|>") && contains(jinja, "<|im_end|>") &&
-                      has_none_of({"<|im_sep|>", "macro ", "trim", "strftime_now", "reasoning_mode", "<|vision_start|>"});
+  const bool chatml =
+      contains(jinja, "<|im_start|>") && contains(jinja, "<|im_end|>") &&
+      has_none_of({"<|im_sep|>", "macro ", "trim", "strftime_now", "reasoning_mode", "<|vision_start|>"});
   const bool thinks = contains(jinja, "</think>");
   if (chatml && thinks && contains(jinja, "last_query_index") && contains(jinja, "reasoning_content")) {
     result.family_ = Family::kQwen3;
@@ -115,8 +118,10 @@ ChatTemplate ChatTemplate::recognise(std::string_view jinja, const std::string& 
     result.dated_system_ = contains(jinja, "Cutting Knowledge Date");
     if (contains(jinja, "bos_token")) result.bos_token_ = std::move(bos_token);
   } else {
-    throw ConfigError("{}: this chat template is not one of those that are supported: {}. Use --raw (prompts as they are), or write "
-                      "the model's markup into the prompts and set data.prompt_template.", where, kSupported);
+    throw ConfigError(
+        "{}: this chat template is not one of those that are supported: {}. Use --raw (prompts as they are), or write "
+        "the model's markup into the prompts and set data.prompt_template.",
+        where, kSupported);
   }
   return result;
 }
@@ -126,7 +131,8 @@ std::string ChatTemplate::render(const std::vector<Message>& messages, bool add_
   for (const Message& message : messages)
     if (message.role != "system" && message.role != "user" && message.role != "assistant")
       throw FormatError("a message has the role '{}'; supported are system, user and assistant.", message.role);
-  return family_ == Family::kLlama3 ? render_llama3(messages, add_generation_prompt) : render_chatml(messages, add_generation_prompt);
+  return family_ == Family::kLlama3 ? render_llama3(messages, add_generation_prompt)
+                                    : render_chatml(messages, add_generation_prompt);
 }
 
 std::string ChatTemplate::render_chatml(const std::vector<Message>& messages, bool add_generation_prompt) const {
@@ -145,7 +151,8 @@ std::string ChatTemplate::render_chatml(const std::vector<Message>& messages, bo
     const auto [thoughts, answer] = split_thoughts(content);
     const bool last = i + 1 == messages.size();
     if (i > last_query && (last || !thoughts.empty())) {
-      turn(role, format("<think>\n{}\n</think>\n\n{}", strip_newlines(thoughts, true, true), strip_newlines(answer, true, false)));
+      turn(role, format("<think>\n{}\n</think>\n\n{}", strip_newlines(thoughts, true, true),
+                        strip_newlines(answer, true, false)));
     } else {
       turn(role, answer);
     }

@@ -1,6 +1,7 @@
-// The chat template of a model: messages to the text that the model was trained on. Templates are recognised, not interpreted:
-// ChatML with or without a default system message (SmolLM2, Qwen2, Qwen2.5), Qwen3, Llama 3, 3.1 and 3.2. Immutable, thread-safe.
-// Llama 3.2's template writes today's date; here it is always that template's fallback, 26 Jul 2024: a run repeats tomorrow.
+// The chat template of a model: messages to the text that the model was trained on. Templates are recognised, not
+// interpreted: ChatML with or without a default system message (SmolLM2, Qwen2, Qwen2.5), Qwen3, Llama 3, 3.1 and 3.2.
+// Immutable, thread-safe. Llama 3.2's template writes today's date; here it is always that template's fallback, 26 Jul
+// 2024: a run repeats tomorrow.
 #pragma once
 #include <optional>
 #include <string>
@@ -21,10 +22,11 @@ class ChatTemplate {
   // ConfigError for a template that is not recognised.
   static std::optional<ChatTemplate> load(const std::string& model_dir);
   // From the text of a Jinja template. `where` is named in errors; `bos_token` is what Llama templates start with.
-  static ChatTemplate recognise(std::string_view jinja, const std::string& where, std::string bos_token = "<|begin_of_text|>");
+  static ChatTemplate recognise(std::string_view jinja, const std::string& where,
+                                std::string bos_token = "<|begin_of_text|>");
 
-  // As transformers' apply_chat_template(messages, add_generation_prompt=…, tokenize=False) with its defaults (Qwen3: thinking
-  // allowed). FormatError for roles other than system, user and assistant. REQUIRES: a message.
+  // As transformers' apply_chat_template(messages, add_generation_prompt=…, tokenize=False) with its defaults (Qwen3:
+  // thinking allowed). FormatError for roles other than system, user and assistant. REQUIRES: a message.
   std::string render(const std::vector<Message>& messages, bool add_generation_prompt) const;
   // What ends an assistant's turn: <|im_end|> or <|eot_id|>.
   std::string_view turn_end() const;

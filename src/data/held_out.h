@@ -1,4 +1,5 @@
-// The split of prompts into training and held out, by a hash of the text alone: the same in every file, run and machine.
+// The split of prompts into training and held out, by a hash of the text alone: the same in every file, run and
+// machine.
 #pragma once
 #include <string_view>
 

@@ -14,7 +14,8 @@ nlohmann::json parse_json(std::string_view text, const std::string& where) {
     // its message is "[json.exception.parse_error.101] parse error at line 1, column 2: …"
     const std::string what = error.what();
     const size_t bracket = what.find("] ");
-    throw FormatError("{}: is not valid JSON: {}.", where, bracket == std::string::npos ? what : what.substr(bracket + 2));
+    throw FormatError("{}: is not valid JSON: {}.", where,
+                      bracket == std::string::npos ? what : what.substr(bracket + 2));
   }
 }
 

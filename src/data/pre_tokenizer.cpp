@@ -8,8 +8,7 @@ namespace temper {
 namespace {
 
 // GPT-2's pattern, which ByteLevel brings along.
-const std::string kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+const std::string kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 size_t character_length(std::string_view text, size_t at) {
   size_t end = at + 1;
@@ -22,14 +21,17 @@ size_t character_length(std::string_view text, size_t at) {
 PreTokenizer::PreTokenizer(const nlohmann::json& config, const std::string& where) {
   if (!config.is_null()) add(config, where);
   if (!bytes_) {
-    throw FormatError("{}: pre_tokenizer has no ByteLevel part. Supported are byte-level BPE tokenizers (GPT-2, SmolLM2, Llama 3, "
-                      "Qwen); SentencePiece and WordPiece are not.", where);
+    throw FormatError(
+        "{}: pre_tokenizer has no ByteLevel part. Supported are byte-level BPE tokenizers (GPT-2, SmolLM2, Llama 3, "
+        "Qwen); SentencePiece and WordPiece are not.",
+        where);
   }
 }
 
 void PreTokenizer::add(const nlohmann::json& config, const std::string& where) {
   const std::string type = config.at("type");
-  if (bytes_) throw FormatError("{}: pre_tokenizer {} comes after ByteLevel; ByteLevel must be the last part.", where, type);
+  if (bytes_)
+    throw FormatError("{}: pre_tokenizer {} comes after ByteLevel; ByteLevel must be the last part.", where, type);
   if (type == "Sequence") {
     for (const auto& part : config.at("pretokenizers")) add(part, where);
   } else if (type == "Digits") {
@@ -42,11 +44,13 @@ void PreTokenizer::add(const nlohmann::json& config, const std::string& where) {
     const std::string behaviour = config.at("behavior");
     const auto known = std::find(kBehaviours.begin(), kBehaviours.end(), behaviour);
     if (known == kBehaviours.end())
-      throw FormatError("{}: pre_tokenizer Split has behavior '{}'; known are {}.", where, behaviour, join(kBehaviours));
+      throw FormatError("{}: pre_tokenizer Split has behavior '{}'; known are {}.", where, behaviour,
+                        join(kBehaviours));
     const auto& pattern = config.at("pattern");
     Step step;
-    step.regex.emplace(pattern.contains("Regex") ? pattern.at("Regex").get<std::string>() : pattern.at("String").get<std::string>(),
-                       !pattern.contains("Regex"), where);
+    step.regex.emplace(
+        pattern.contains("Regex") ? pattern.at("Regex").get<std::string>() : pattern.at("String").get<std::string>(),
+        !pattern.contains("Regex"), where);
     step.behaviour = static_cast<Behaviour>(known - kBehaviours.begin());
     step.invert = config.value("invert", false);
     steps_.push_back(std::move(step));
@@ -57,7 +61,8 @@ void PreTokenizer::add(const nlohmann::json& config, const std::string& where) {
     if (step.add_prefix_space || step.regex) steps_.push_back(std::move(step));
     bytes_ = true;
   } else {
-    throw FormatError("{}: pre_tokenizer {} is not supported; supported are Sequence, Digits, Split and ByteLevel.", where, type);
+    throw FormatError("{}: pre_tokenizer {} is not supported; supported are Sequence, Digits, Split and ByteLevel.",
+                      where, type);
   }
 }
 
@@ -81,21 +86,28 @@ void PreTokenizer::apply(const Step& step, std::string_view piece, std::vector<s
     return;
   }
   const size_t first = out.size();
-  bool merge_next = false;      // the part before was a match that belongs to what follows
-  bool after_match = false;     // the part before was a match
+  bool merge_next = false;   // the part before was a match that belongs to what follows
+  bool after_match = false;  // the part before was a match
   const auto add_part = [&](size_t begin, size_t end, bool matched) {
     if (begin == end) return;
     const std::string_view part = piece.substr(begin, end - begin);
     matched = matched != step.invert;
     bool append = false;  // to the part before
     switch (step.behaviour) {
-      case Behaviour::kIsolated: break;
+      case Behaviour::kIsolated:
+        break;
       case Behaviour::kRemoved:
         if (matched) return;
         break;
-      case Behaviour::kContiguous: append = matched == after_match; break;
-      case Behaviour::kMergedWithPrevious: append = matched && !after_match; break;
-      case Behaviour::kMergedWithNext: append = merge_next && !matched; break;
+      case Behaviour::kContiguous:
+        append = matched == after_match;
+        break;
+      case Behaviour::kMergedWithPrevious:
+        append = matched && !after_match;
+        break;
+      case Behaviour::kMergedWithNext:
+        append = merge_next && !matched;
+        break;
     }
     after_match = merge_next = matched;
     if (append && out.size() > first)

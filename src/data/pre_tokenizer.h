@@ -1,5 +1,5 @@
-// Cuts text into the pieces that BPE works on, as the "pre_tokenizer" of a tokenizer.json says. Supported: Sequence, Digits,
-// Split and, last, ByteLevel. Immutable and thread-safe.
+// Cuts text into the pieces that BPE works on, as the "pre_tokenizer" of a tokenizer.json says. Supported: Sequence,
+// Digits, Split and, last, ByteLevel. Immutable and thread-safe.
 #pragma once
 #include <deque>
 #include <nlohmann/json_fwd.hpp>
@@ -15,7 +15,8 @@ class PreTokenizer {
  public:
   // FormatError for kinds that are not supported; `where` is named in it.
   PreTokenizer(const nlohmann::json& config, const std::string& where);
-  // Pieces are views of `text`, or of strings added to `storage` where a blank was put before a piece. REQUIRES: valid UTF-8.
+  // Pieces are views of `text`, or of strings added to `storage` where a blank was put before a piece. REQUIRES: valid
+  // UTF-8.
   std::vector<std::string_view> split(std::string_view text, std::deque<std::string>& storage) const;
 
  private:

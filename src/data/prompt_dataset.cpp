@@ -19,9 +19,10 @@ namespace {
 
 using nlohmann::json;
 
-// One line of the file: what it says, before tokenisation. Errors of a line are thrown without its place: for_each_row adds it.
+// One line of the file: what it says, before tokenisation. Errors of a line are thrown without its place: for_each_row
+// adds it.
 struct Row {
-  int64_t line = 0;                // from 0
+  int64_t line = 0;  // from 0
   json fields;
   std::string prompt;              // text prompts
   std::vector<Message> messages;   // or messages
@@ -34,10 +35,11 @@ std::string text_of(const json& value) { return value.is_string() ? value.get<st
 std::vector<Message> messages_of(const json& value, const std::string& name) {
   std::vector<Message> messages;
   for (const auto& entry : value) {
-    const bool good = entry.is_object() && entry.contains("role") && entry["role"].is_string() && entry.contains("content") &&
-                      entry["content"].is_string();
+    const bool good = entry.is_object() && entry.contains("role") && entry["role"].is_string() &&
+                      entry.contains("content") && entry["content"].is_string();
     if (!good)
-      throw FormatError("'{}' must be a list of {\"role\": \"...\", \"content\": \"...\"}; found {}.", name, entry.dump());
+      throw FormatError("'{}' must be a list of {\"role\": \"...\", \"content\": \"...\"}; found {}.", name,
+                        entry.dump());
     messages.push_back({entry["role"], entry["content"]});
   }
   if (messages.empty()) throw FormatError("'{}' is an empty list; give at least one message.", name);
@@ -72,8 +74,10 @@ std::string fill_template(const std::string& text, const Row& row) {
     } else if (name == "prompt") {
       out += row.prompt;
     } else {
-      throw ConfigError("data.prompt_template asks for {{}}, but the line's fields are {}. Name one of them, or write {{{}}} for "
-                        "braces in the text.", name, field_names(row.fields), name);
+      throw ConfigError(
+          "data.prompt_template asks for {{}}, but the line's fields are {}. Name one of them, or write {{{}}} for "
+          "braces in the text.",
+          name, field_names(row.fields), name);
     }
     i = end + 1;
   }
@@ -100,7 +104,8 @@ void read_prompt(Row& row, const DatasetOptions& options, const Tokenizer& token
   }
   if (!named && fields.contains("prompt_token_ids")) {
     const json& ids = fields["prompt_token_ids"];
-    if (!ids.is_array() || ids.empty() || !std::all_of(ids.begin(), ids.end(), [](const json& id) { return id.is_number_integer(); }))
+    if (!ids.is_array() || ids.empty() ||
+        !std::all_of(ids.begin(), ids.end(), [](const json& id) { return id.is_number_integer(); }))
       throw FormatError("prompt_token_ids must be a list of token ids, at least one.");
     for (const json& id : ids) {
       const auto value = id.get<int64_t>();
@@ -112,8 +117,10 @@ void read_prompt(Row& row, const DatasetOptions& options, const Tokenizer& token
     return;
   }
   if (named) throw FormatError("'{}' must be a text or a list of messages.", options.prompt_field);
-  throw FormatError("has none of '{}', 'messages' and 'prompt_token_ids'; its fields are {}. Name the prompt's field with "
-                    "data.prompt_field.", options.prompt_field, field_names(fields));
+  throw FormatError(
+      "has none of '{}', 'messages' and 'prompt_token_ids'; its fields are {}. Name the prompt's field with "
+      "data.prompt_field.",
+      options.prompt_field, field_names(fields));
 }
 
 // Calls `visit` with each line's row. Returns the content's hash.
@@ -122,7 +129,8 @@ std::string for_each_row(const std::string& path, const DatasetOptions& options,
   const std::string content = read_file(path);
   std::string_view rest = content;
   if (rest.starts_with("\xEF\xBB\xBF")) rest.remove_prefix(3);
-  if (rest.empty()) throw FormatError("{}: is empty. It needs one JSON object a line, such as {\"prompt\": \"...\"}.", path);
+  if (rest.empty())
+    throw FormatError("{}: is empty. It needs one JSON object a line, such as {\"prompt\": \"...\"}.", path);
   for (int64_t line = 0; !rest.empty(); ++line) {
     const size_t end = std::min(rest.find('\n'), rest.size());
     std::string_view text = rest.substr(0, end);
@@ -135,7 +143,8 @@ std::string for_each_row(const std::string& path, const DatasetOptions& options,
     row.line = line;
     row.fields = parse_json(text, where);
     try {
-      if (!row.fields.is_object()) throw FormatError("is no JSON object. A line is such as {\"prompt\": \"...\", \"answer\": \"...\"}.");
+      if (!row.fields.is_object())
+        throw FormatError("is no JSON object. A line is such as {\"prompt\": \"...\", \"answer\": \"...\"}.");
       read_prompt(row, options, tokenizer);
       visit(row);
     } catch (const FormatError& error) {
@@ -171,8 +180,8 @@ struct LengthLimit {
   }
   void warn() const {
     if (num_skipped > 0)
-      log_warning("{}: {} lines are longer than {} = {} tokens and left out; the first is line {} with {} tokens.", path, num_skipped,
-                  key, limit, first_line, first_length);
+      log_warning("{}: lines left out because they are longer than {} = {} tokens: {}, the first is line {} with {}.",
+                  path, key, limit, num_skipped, first_line, first_length);
   }
 };
 
@@ -182,7 +191,8 @@ std::vector<int32_t> encode_row(const Row& row, const PromptEncoder& encoder) {
 }
 
 SftExample encode_row_to_learn(const Row& row, const DatasetOptions& options, const PromptEncoder& encoder) {
-  if (!row.token_ids.empty()) throw FormatError("prompt_token_ids cannot be learned from. Give prompt and completion, or messages.");
+  if (!row.token_ids.empty())
+    throw FormatError("prompt_token_ids cannot be learned from. Give prompt and completion, or messages.");
   const auto completion = row.fields.find(options.completion_field);
   const bool completed = completion != row.fields.end() && !completion->is_null();
   if (!row.messages.empty()) {
@@ -196,15 +206,18 @@ SftExample encode_row_to_learn(const Row& row, const DatasetOptions& options, co
   }
   const std::string text = completed ? text_of(*completion) : whole_answer(row.fields, options);
   if (text.empty()) {
-    throw FormatError("has neither '{}' nor '{}' to learn from; its fields are {}. Name one with data.completion_field.",
-                      options.completion_field, options.answer_field, field_names(row.fields));
+    throw FormatError(
+        "has neither '{}' nor '{}' to learn from; its fields are {}. Name one with data.completion_field.",
+        options.completion_field, options.answer_field, field_names(row.fields));
   }
   return encoder.encode_example(row.prompt, text);
 }
 
 std::string hash_of(const std::string& name, const std::vector<Problem>& problems) {
   Xxh3Stream stream;
-  const auto add = [&](const std::string& text) { stream.update(text.c_str(), text.size() + 1); };  // with the 0 that ends it
+  const auto add = [&](const std::string& text) {
+    stream.update(text.c_str(), text.size() + 1);
+  };  // with the 0 that ends it
   add(name);
   for (const Problem& problem : problems) add(problem.prompt), add(problem.answer), add(problem.completion);
   return stream.digest_hex();
@@ -220,7 +233,8 @@ Prompt prompt_of(const Problem& problem, const PromptEncoder& encoder) {
   return prompt;
 }
 
-PromptDataset PromptDataset::load(const std::string& path, const DatasetOptions& options, const PromptEncoder& encoder) {
+PromptDataset PromptDataset::load(const std::string& path, const DatasetOptions& options,
+                                  const PromptEncoder& encoder) {
   PromptDataset dataset;
   dataset.name_ = std::filesystem::path(path).stem();
   LengthLimit too_long{path, "data.max_prompt_length", options.max_prompt_length};
@@ -231,13 +245,15 @@ PromptDataset PromptDataset::load(const std::string& path, const DatasetOptions&
     const auto length = static_cast<int64_t>(prompt.token_ids.size());
     if (too_long.skips(row.line, length)) {
       if (options.skip_long) return;
-      throw ConfigError("the prompt has {} tokens, data.max_prompt_length allows {}. Shorten it or raise data.max_prompt_length.", length,
-                        options.max_prompt_length);
+      throw ConfigError(
+          "the prompt has {} tokens, data.max_prompt_length allows {}. Shorten it or raise data.max_prompt_length.",
+          length, options.max_prompt_length);
     }
     prompt.text = std::move(row.text);
     prompt.answer = final_answer(whole_answer(row.fields, options));
     for (const auto& [name, value] : row.fields.items())
-      if (name != options.prompt_field && name != options.answer_field && name != "messages" && name != "prompt_token_ids")
+      if (name != options.prompt_field && name != options.answer_field && name != "messages" &&
+          name != "prompt_token_ids")
         prompt.fields[name] = value.dump();
     dataset.prompts_.push_back(std::move(prompt));
   });
@@ -246,7 +262,8 @@ PromptDataset PromptDataset::load(const std::string& path, const DatasetOptions&
   return dataset;
 }
 
-PromptDataset PromptDataset::of_problems(const std::string& name, const std::vector<Problem>& problems, const PromptEncoder& encoder) {
+PromptDataset PromptDataset::of_problems(const std::string& name, const std::vector<Problem>& problems,
+                                         const PromptEncoder& encoder) {
   PromptDataset dataset;
   dataset.name_ = name;
   for (const Problem& problem : problems) {
@@ -266,9 +283,10 @@ std::pair<PromptDataset, PromptDataset> PromptDataset::split(double held_out_sha
   return {std::move(train), std::move(held_out)};
 }
 
-SftDataset SftDataset::load(const std::string& path, const DatasetOptions& options, const PromptEncoder& encoder, int64_t max_length) {
+SftDataset SftDataset::load(const std::string& path, const DatasetOptions& options, const PromptEncoder& encoder,
+                            int64_t max_length) {
   SftDataset dataset;
-  LengthLimit too_long{path, "the longest example that a micro batch holds,", max_length};
+  LengthLimit too_long{path, "train.max_tokens_per_micro_batch", max_length};
   LengthLimit long_prompt{path, "data.max_prompt_length", options.max_prompt_length};
   dataset.hash_ = for_each_row(path, options, encoder.tokenizer(), [&](Row& row) {
     SftExample example = encode_row_to_learn(row, options, encoder);
@@ -285,7 +303,8 @@ SftDataset SftDataset::load(const std::string& path, const DatasetOptions& optio
   return dataset;
 }
 
-SftDataset SftDataset::of_problems(const std::string& name, const std::vector<Problem>& problems, const PromptEncoder& encoder) {
+SftDataset SftDataset::of_problems(const std::string& name, const std::vector<Problem>& problems,
+                                   const PromptEncoder& encoder) {
   SftDataset dataset;
   for (const Problem& problem : problems) {
     SftExample example = encoder.encode_example(problem.prompt, problem.completion);

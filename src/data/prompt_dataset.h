@@ -1,8 +1,8 @@
 // Prompts and SFT examples from a JSONL file (or from generated problems), tokenised at loading. Immutable afterwards.
-// A line is {"prompt": "…"} or {"messages": [{"role", "content"}…]} or {"prompt_token_ids": […]}, with "answer" and any other
-// fields; for SFT also "completion" (without it the answer is learned), or messages that end with the assistant's. An answer
-// with "####" in it (GSM8K) is compared by what follows; SFT learns the whole of it.
-// Errors name file and line (from 1). Lines may end in CR LF, the file may begin with a byte order mark; an empty line is an error.
+// A line is {"prompt": "…"} or {"messages": [{"role", "content"}…]} or {"prompt_token_ids": […]}, with "answer" and any
+// other fields; for SFT also "completion" (without it the answer is learned), or messages that end with the
+// assistant's. An answer with "####" in it (GSM8K) is compared by what follows; SFT learns the whole of it. Errors name
+// file and line (from 1). Lines may end in CR LF, the file may begin with a byte order mark; an empty line is an error.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -19,7 +19,8 @@ struct DatasetOptions {
   std::string prompt_field = "prompt";
   std::string answer_field = "answer";
   std::string completion_field = "completion";
-  std::string prompt_template;    // {field} stands for that field of the line; {{ and }} are braces; empty: the prompt as it is
+  std::string
+      prompt_template;  // {field} stands for that field of the line; {{ and }} are braces; empty: the prompt as it is
   int64_t max_prompt_length = 0;  // tokens; 0: no limit
   bool skip_long = false;         // longer prompts: left out, counted and warned of (training), or else a ConfigError
 };
@@ -27,15 +28,19 @@ struct DatasetOptions {
 class PromptDataset {
  public:
   static PromptDataset load(const std::string& path, const DatasetOptions& options, const PromptEncoder& encoder);
-  static PromptDataset of_problems(const std::string& name, const std::vector<Problem>& problems, const PromptEncoder& encoder);
+  static PromptDataset of_problems(const std::string& name, const std::vector<Problem>& problems,
+                                   const PromptEncoder& encoder);
 
   int64_t size() const { return static_cast<int64_t>(prompts_.size()); }
-  const Prompt& at(int64_t index) const { return prompts_.at(static_cast<size_t>(index)); }  // serial = line = line in the file, from 0
+  const Prompt& at(int64_t index) const {
+    return prompts_.at(static_cast<size_t>(index));
+  }  // serial = line = line in the file, from 0
   const std::vector<Prompt>& prompts() const { return prompts_; }
   const std::string& name() const { return name_; }  // the file's stem or the task's: NAME of eval/NAME/accuracy
   const std::string& hash() const { return hash_; }  // XXH3-128 of the content
   int64_t num_skipped() const { return num_skipped_; }
-  // {training, held out} by a hash of the prompt's text (held_out.h): the same prompt falls on the same side in every file.
+  // {training, held out} by a hash of the prompt's text (held_out.h): the same prompt falls on the same side in every
+  // file.
   std::pair<PromptDataset, PromptDataset> split(double held_out_share) const;
 
  private:
@@ -46,10 +51,12 @@ class PromptDataset {
 
 class SftDataset {
  public:
-  // max_length (tokens of prompt and completion, 0: no limit): longer examples are left out, counted and warned of.
+  // Examples with a prompt beyond options.max_prompt_length, or beyond max_length tokens in all (what a micro-batch
+  // holds; 0: no limit), are left out, counted and warned of.
   static SftDataset load(const std::string& path, const DatasetOptions& options, const PromptEncoder& encoder,
                          int64_t max_length = 0);
-  static SftDataset of_problems(const std::string& name, const std::vector<Problem>& problems, const PromptEncoder& encoder);
+  static SftDataset of_problems(const std::string& name, const std::vector<Problem>& problems,
+                                const PromptEncoder& encoder);
 
   int64_t size() const { return static_cast<int64_t>(examples_.size()); }
   const SftExample& at(int64_t index) const { return examples_.at(static_cast<size_t>(index)); }

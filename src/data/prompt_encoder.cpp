@@ -13,15 +13,15 @@ std::vector<int32_t> PromptEncoder::encode(std::string_view prompt) const {
 
 std::vector<int32_t> PromptEncoder::encode(const std::vector<Message>& messages) const {
   if (chat_ == nullptr) {
-    throw ConfigError("a prompt given as messages needs a chat template, and this model has none (or --raw was asked for). Give "
-                      "{\"prompt\": \"...\"} instead.");
+    throw ConfigError(
+        "a prompt given as messages needs a chat template, and this model has none (or --raw was asked for). Give "
+        "{\"prompt\": \"...\"} instead.");
   }
   return tokenizer_->encode(chat_->render(messages, true));
 }
 
 SftExample PromptEncoder::encode_example(std::string_view prompt, std::string_view completion) const {
-  if (chat_ != nullptr)
-    return encode_example({{"user", std::string(prompt)}, {"assistant", std::string(completion)}});
+  if (chat_ != nullptr) return encode_example({{"user", std::string(prompt)}, {"assistant", std::string(completion)}});
   // Apart, as in generation: no token reaches across the border.
   std::vector<int32_t> learned = tokenizer_->encode(completion);
   if (!tokenizer_->eos_ids().empty()) learned.push_back(tokenizer_->eos_ids().front());
@@ -33,11 +33,13 @@ SftExample PromptEncoder::encode_example(const std::vector<Message>& messages) c
     throw FormatError("messages to learn from must end with an assistant's answer to a question.");
   const std::vector<Message> question(messages.begin(), messages.end() - 1);
   std::vector<int32_t> prompt = encode(question);  // refuses where there is no template
-  // What the template writes after the generation prompt is the completion (Qwen3 puts an empty <think> block before it).
+  // What the template writes after the generation prompt is the completion (Qwen3 puts an empty <think> block before
+  // it).
   const std::string opened = chat_->render(question, true), whole = chat_->render(messages, false);
-  const auto common = static_cast<size_t>(std::mismatch(opened.begin(), opened.end(), whole.begin(), whole.end()).first - opened.begin());
-  TEMPER_CHECK(common == opened.size(), "the chat template renders the question differently before an answer: '{}' and '{}'", opened,
-               whole);
+  const auto common = static_cast<size_t>(
+      std::mismatch(opened.begin(), opened.end(), whole.begin(), whole.end()).first - opened.begin());
+  TEMPER_CHECK(common == opened.size(),
+               "the chat template renders the question differently before an answer: '{}' and '{}'", opened, whole);
   std::string_view completion = std::string_view(whole).substr(opened.size());
   completion = completion.substr(0, completion.rfind(chat_->turn_end()) + chat_->turn_end().size());
   return join(std::move(prompt), tokenizer_->encode(completion));

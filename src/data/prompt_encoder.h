@@ -1,6 +1,6 @@
-// From a user's words to the tokens that the model sees: prompt → chat template (or none) → tokenizer; and for SFT the tokens of
-// the completion after it, with the mask of those to learn. Used by data sets, generate and serve. Keeps references: the
-// tokenizer and the template must outlive it. Thread-safe.
+// From a user's words to the tokens that the model sees: prompt → chat template (or none) → tokenizer; and for SFT the
+// tokens of the completion after it, with the mask of those to learn. Used by data sets, generate and serve. Keeps
+// references: the tokenizer and the template must outlive it. Thread-safe.
 #pragma once
 #include <cstdint>
 #include <string_view>

@@ -6,8 +6,11 @@ namespace temper {
 
 PromptStream::PromptStream(PromptDataset dataset, uint64_t seed, bool shuffle) : dataset_(std::move(dataset)) {
   if (dataset_->size() == 0) {
-    throw ConfigError("{}: no prompt to train on ({} left out as longer than data.max_prompt_length). Raise data.max_prompt_length or "
-                      "give other data with data.path.", dataset_->name(), dataset_->num_skipped());
+    throw ConfigError(
+        "{}: no prompt to train on ({} left out as longer than data.max_prompt_length). Raise data.max_prompt_length "
+        "or "
+        "give other data with data.path.",
+        dataset_->name(), dataset_->num_skipped());
   }
   order_.emplace(dataset_->size(), seed, shuffle);
 }

@@ -1,5 +1,5 @@
-// A regular expression over UTF-8 text, compiled once (PCRE2 with its just-in-time compiler). Patterns are those of Hugging Face
-// tokenizers, written for Oniguruma. Immutable and thread-safe.
+// A regular expression over UTF-8 text, compiled once (PCRE2 with its just-in-time compiler). Patterns are those of
+// Hugging Face tokenizers, written for Oniguruma. Immutable and thread-safe.
 #pragma once
 #include <memory>
 #include <optional>

@@ -15,8 +15,9 @@ uint64_t permute(uint64_t value, int half_bits, uint64_t seed, uint64_t pass) {
   const uint64_t mask = (uint64_t{1} << half_bits) - 1;
   uint64_t left = value >> half_bits, right = value & mask;
   for (uint32_t round = 0; round < kRounds; ++round) {
-    const auto bits = philox4x32({static_cast<uint32_t>(right), round, static_cast<uint32_t>(pass), static_cast<uint32_t>(pass >> 32)},
-                                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+    const auto bits = philox4x32(
+        {static_cast<uint32_t>(right), round, static_cast<uint32_t>(pass), static_cast<uint32_t>(pass >> 32)},
+        {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
     const uint64_t next = (left ^ bits[0]) & mask;
     left = right;
     right = next;

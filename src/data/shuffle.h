@@ -1,5 +1,6 @@
-// The order in which training passes over a data set: a pure function from the running number to the line, a new permutation
-// each pass. The whole state is {size, seed, running number}, so resuming needs no replay and any thread may ask.
+// The order in which training passes over a data set: a pure function from the running number to the line, a new
+// permutation each pass. The whole state is {size, seed, running number}, so resuming needs no replay and any thread
+// may ask.
 #pragma once
 #include <cstdint>
 

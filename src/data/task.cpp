@@ -107,11 +107,13 @@ struct Task::Definition {
 
 Task Task::make(const std::string& name, const TaskOptions& options) {
   if (options.max_operand < 1 || options.num_items < 1)
-    throw ConfigError("task {}: max_operand {} and num_items {} must be at least 1.", name, options.max_operand, options.num_items);
+    throw ConfigError("task {}: max_operand {} and num_items {} must be at least 1.", name, options.max_operand,
+                      options.num_items);
   for (const Definition& definition : Definition::all())
     if (name == definition.name) return Task(definition, options);
-  throw ConfigError("data.task = \"{}\" is not known. Known tasks: {}. For your own problems give a JSONL file with data.path.", name,
-                    join(names()));
+  throw ConfigError(
+      "data.task = \"{}\" is not known. Known tasks: {}. For your own problems give a JSONL file with data.path.", name,
+      join(names()));
 }
 
 std::vector<std::string> Task::names() {
@@ -133,8 +135,10 @@ Problem Task::drawn(uint64_t stream, int64_t index, bool held_out) const {
     Problem problem = definition_->make(rng, options_);
     if (is_held_out(problem.prompt, options_.held_out_share) == held_out) return problem;
   }
-  throw ConfigError("task {}: no {} problem was found. Make the task larger (max_operand {}, num_items {}) or change held_out_share {}.",
-                    name(), held_out ? "held-out" : "training", options_.max_operand, options_.num_items, options_.held_out_share);
+  throw ConfigError(
+      "task {}: no {} problem was found. Make the task larger (max_operand {}, num_items {}) or change held_out_share "
+      "{}.",
+      name(), held_out ? "held-out" : "training", options_.max_operand, options_.num_items, options_.held_out_share);
 }
 
 // Fewer where the task has fewer.
@@ -164,13 +168,14 @@ std::vector<Problem> Task::worked_problems() const {
 }
 
 std::vector<ProblemSet> Task::eval_sets(int64_t num_problems) const {
-  if (definition_->make == nullptr) return {add1_set("add1_near", 777, 200, 1, 9), add1_set("add1_far", 778, 100, 10, 20)};
+  if (definition_->make == nullptr)
+    return {add1_set("add1_near", 777, 200, 1, 9), add1_set("add1_far", 778, 100, 10, 20)};
   return {{name(), distinct(kEvalStream, num_problems, true)}};
 }
 
 std::string Task::hash() const {
-  return xxh3_128_hex(format("{} {} {} {} {} {}", name(), options_.seed, options_.max_operand, options_.num_items, options_.num_worked,
-                             options_.held_out_share));
+  return xxh3_128_hex(format("{} {} {} {} {} {}", name(), options_.seed, options_.max_operand, options_.num_items,
+                             options_.num_worked, options_.held_out_share));
 }
 
 }  // namespace temper

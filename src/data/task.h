@@ -1,7 +1,6 @@
-// Generated tasks ([data] task): problems without end from a seed, the rule that scores an answer, worked problems for SFT, and
-// evaluation sets. Problems are split by a hash of their text: none held out is trained on (but add1, the reference task, has
-// its three fixed streams).
-// A value type; all members are pure functions of (options, arguments).
+// Generated tasks ([data] task): problems without end from a seed, the rule that scores an answer, worked problems for
+// SFT, and evaluation sets. Problems are split by a hash of their text: none held out is trained on (but add1, the
+// reference task, has its three fixed streams). A value type; all members are pure functions of (options, arguments).
 #pragma once
 #include <cstdint>
 #include <string>
@@ -35,7 +34,8 @@ class Task {
   static std::vector<std::string> names();
 
   std::string name() const;
-  // Whether its prompts are meant for a chat model: then encode them with the model's template, where it has one; else raw.
+  // Whether its prompts are meant for a chat model: then encode them with the model's template, where it has one; else
+  // raw.
   bool uses_chat_template() const;
   Problem problem(int64_t index) const;  // of the training stream; index >= 0
   std::vector<Problem> worked_problems() const;

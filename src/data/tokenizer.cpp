@@ -52,7 +52,8 @@ struct AddedTokenIndex {
 };
 
 // The files that save() writes again.
-constexpr const char* kFiles[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+constexpr const char* kFiles[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                  "chat_template.jinja"};
 
 // \w of Rust's regex crate: alphabetic characters (the letters in circles too), marks, digits, connectors, joiners.
 constexpr const char* kWordCharacter =
@@ -68,7 +69,8 @@ void read_normal_forms(const json& normalizer, std::vector<NormalForm>& forms, c
   } else if (const auto found = kForms.find(type); found != kForms.end()) {
     forms.push_back(found->second);
   } else {
-    throw FormatError("{}: normalizer {} is not supported; supported are NFC, NFD, NFKC, NFKD and their sequences.", where, type);
+    throw FormatError("{}: normalizer {} is not supported; supported are NFC, NFD, NFKC, NFKD and their sequences.",
+                      where, type);
   }
 }
 
@@ -106,8 +108,8 @@ struct Tokenizer::State {
   std::mutex mutex;
   std::optional<BytePairEncoder> encoder;  // guarded by mutex
   std::optional<Regex> word_end, word_start, blank_end, blank_start;
-  std::vector<std::string> token_bytes;  // [vocab_size]
-  std::vector<uint8_t> special;          // [vocab_size]
+  std::vector<std::string> token_bytes;         // [vocab_size]
+  std::vector<uint8_t> special;                 // [vocab_size]
   std::vector<int32_t> prefix_ids, suffix_ids;  // what add_special puts around
   std::vector<int32_t> eos_ids;
   std::optional<int32_t> bos_id, pad_id;
@@ -117,7 +119,8 @@ struct Tokenizer::State {
   void add_vocabulary_entry(const std::string& token, int32_t id, const std::string& where);
   std::optional<int32_t> added_id(std::string_view content) const;
   using Visit = std::function<void(std::string_view, const AddedToken*)>;
-  void cut_at_added_tokens(std::string_view text, const AddedTokenIndex& index, bool parse_special, const Visit& visit) const;
+  void cut_at_added_tokens(std::string_view text, const AddedTokenIndex& index, bool parse_special,
+                           const Visit& visit) const;
 };
 
 void Tokenizer::State::add_vocabulary_entry(const std::string& token, int32_t id, const std::string& where) {
@@ -142,7 +145,8 @@ void Tokenizer::State::read(const std::string& where, const json& generation_con
   encoder.emplace(model, where);
   for (const auto& [token, id] : model.at("vocab").items()) add_vocabulary_entry(token, id.get<int32_t>(), where);
 
-  for (const auto& entry : root.value("added_tokens", json::array())) added.push_back(added_token(entry, entry.at("id")));
+  for (const auto& entry : root.value("added_tokens", json::array()))
+    added.push_back(added_token(entry, entry.at("id")));
   if (settings.contains("added_tokens_decoder")) {
     for (const auto& [id, entry] : settings["added_tokens_decoder"].items())
       if (!added_id(entry.at("content").get<std::string>())) added.push_back(added_token(entry, std::stoi(id)));
@@ -194,8 +198,9 @@ void Tokenizer::State::read_post_processor(const json& config, const std::string
         (after_text ? suffix_ids : prefix_ids).push_back(id);
     }
   } else {
-    throw FormatError("{}: post_processor {} is not supported; supported are ByteLevel, TemplateProcessing and their sequences.",
-                      where, type);
+    throw FormatError(
+        "{}: post_processor {} is not supported; supported are ByteLevel, TemplateProcessing and their sequences.",
+        where, type);
   }
 }
 
@@ -231,8 +236,11 @@ Tokenizer::~Tokenizer() = default;
 Tokenizer Tokenizer::load(const std::string& model_dir) {
   const std::string path = model_dir + "/tokenizer.json";
   if (!file_exists(path)) {
-    throw IoError("{}: no such file. A model directory needs the tokenizer.json of Hugging Face's fast tokenizers; for a model made "
-                  "from scratch set model.init.tokenizer = \"byte\".", path);
+    throw IoError(
+        "{}: no such file. A model directory needs the tokenizer.json of Hugging Face's fast tokenizers; for a model "
+        "made "
+        "from scratch set model.init.tokenizer = \"byte\".",
+        path);
   }
   auto state = std::make_unique<State>();
   for (const char* name : kFiles)
@@ -303,7 +311,9 @@ bool Tokenizer::is_special(int32_t id) const {
 std::optional<int32_t> Tokenizer::token_id(std::string_view token) const { return state_->added_id(token); }
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(state_->token_bytes.size()); }
 const std::vector<int32_t>& Tokenizer::eos_ids() const { return state_->eos_ids; }
-int32_t Tokenizer::pad_id() const { return state_->pad_id.value_or(state_->eos_ids.empty() ? 0 : state_->eos_ids.front()); }
+int32_t Tokenizer::pad_id() const {
+  return state_->pad_id.value_or(state_->eos_ids.empty() ? 0 : state_->eos_ids.front());
+}
 std::optional<int32_t> Tokenizer::bos_id() const { return state_->bos_id; }
 
 void Tokenizer::save(const std::string& dir) const {

@@ -10,7 +10,8 @@
 namespace temper {
 namespace {
 
-// Length of the first character if it is valid; otherwise minus the length of its maximal invalid sequence (Unicode, table 3-7).
+// Length of the first character if it is valid; otherwise minus the length of its maximal invalid sequence (Unicode,
+// table 3-7).
 int scan_character(std::string_view bytes) {
   const auto byte = [&](size_t i) { return i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0; };
   const int lead = byte(0);
@@ -95,9 +96,9 @@ std::string normalise(std::string_view text, NormalForm form) {
   options |= form == NormalForm::kNfc || form == NormalForm::kNfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
   if (form == NormalForm::kNfkc || form == NormalForm::kNfkd) options |= UTF8PROC_COMPAT;
   utf8proc_uint8_t* result = nullptr;
-  const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                                   static_cast<utf8proc_ssize_t>(text.size()), &result,
-                                   static_cast<utf8proc_option_t>(options));
+  const auto length =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &result, static_cast<utf8proc_option_t>(options));
   TEMPER_CHECK(length >= 0, "normalising {} bytes: {}", text.size(), utf8proc_errmsg(length));
   std::string out(reinterpret_cast<const char*>(result), static_cast<size_t>(length));
   std::free(result);

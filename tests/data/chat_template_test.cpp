@@ -18,7 +18,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr const char* kChatMl =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 json fixture() { return json::parse(read_file(std::string(TEMPER_TEST_DATA) + "/chat_templates.json")); }
@@ -50,7 +51,8 @@ TEST(ChatTemplate, IsReadFromTheModelDirectory) {
   scratch.write("tokenizer_config.json", json{{"chat_template", nullptr}}.dump());
   EXPECT_FALSE(ChatTemplate::load(scratch.path()).has_value());
   scratch.write("tokenizer_config.json", json{{"chat_template", kChatMl}}.dump());
-  EXPECT_EQ(ChatTemplate::load(scratch.path())->render({{"user", "a"}}, true), "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(ChatTemplate::load(scratch.path())->render({{"user", "a"}}, true),
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
   const json bos = {{"bos_token", {{"content", "<s>"}}}};
   scratch.write("tokenizer_config.json", bos.dump());
   scratch.write("chat_template.jinja", shipped("llama3"));
@@ -60,13 +62,15 @@ TEST(ChatTemplate, IsReadFromTheModelDirectory) {
 
 TEST(ChatTemplate, TheDefaultOfSeveralNamedTemplatesIsTaken) {
   const ScratchDirectory scratch;
-  const json named = {{"chat_template", {{{"name", "tool_use"}, {"template", "?"}}, {{"name", "default"}, {"template", kChatMl}}}}};
+  const json named = {
+      {"chat_template", {{{"name", "tool_use"}, {"template", "?"}}, {{"name", "default"}, {"template", kChatMl}}}}};
   scratch.write("tokenizer_config.json", named.dump());
   EXPECT_TRUE(ChatTemplate::load(scratch.path()).has_value());
 }
 
 TEST(ChatTemplate, AnUnknownTemplateIsAConfigErrorThatNamesTheSupportedOnesAndRaw) {
-  for (const std::string foreign : {"{{ messages[0].content }}", "[INST] {{ m }} [/INST]", "<|im_start|>user<|im_sep|>{{ m }}<|im_end|>"}) {
+  for (const std::string foreign :
+       {"{{ messages[0].content }}", "[INST] {{ m }} [/INST]", "<|im_start|>user<|im_sep|>{{ m }}<|im_end|>"}) {
     const ScratchDirectory scratch;
     scratch.write("chat_template.jinja", foreign);
     try {
@@ -109,14 +113,16 @@ TEST(PromptEncoder, Qwen3LearnsItsEmptyThoughtsWithTheAnswer) {
   const auto chat = ChatTemplate::recognise(shipped("qwen3"), "x");
   const SftExample example = PromptEncoder(tokenizer, &chat).encode_example({{"user", "1+1"}, {"assistant", "2"}});
   const std::span<const int32_t> ids(example.token_ids);
-  EXPECT_EQ(tokenizer.decode(ids.subspan(static_cast<size_t>(example.prompt_length)), false), "<think>\n\n</think>\n\n2<|im_end|>");
+  EXPECT_EQ(tokenizer.decode(ids.subspan(static_cast<size_t>(example.prompt_length)), false),
+            "<think>\n\n</think>\n\n2<|im_end|>");
 }
 
 TEST(PromptEncoder, RawTextGetsWhatTheTokenizerPutsAroundIt) {
   const Tokenizer tokenizer = Tokenizer::load(std::string(TEMPER_TEST_DATA) + "/tokenizers/llama3");
   const PromptEncoder encoder(tokenizer, nullptr);
   EXPECT_EQ(tokenizer.decode(encoder.encode("hi"), false), "<|begin_of_text|>hi");
-  EXPECT_EQ(tokenizer.decode(encoder.encode_example("hi", " you").token_ids, false), "<|begin_of_text|>hi you<|eot_id|>");
+  EXPECT_EQ(tokenizer.decode(encoder.encode_example("hi", " you").token_ids, false),
+            "<|begin_of_text|>hi you<|eot_id|>");
   const Tokenizer bytes = Tokenizer::bytes();
   const SftExample example = PromptEncoder(bytes, nullptr).encode_example("1+1=", "2");
   EXPECT_THAT(example.token_ids, ElementsAre('1', '+', '1', '=', '2', 256));

@@ -35,7 +35,8 @@ std::vector<std::string> read_lines(const std::string& path) {
 
 std::string hash_of(const Ids& ids) { return hex64(xxh3_64(ids.data(), ids.size() * sizeof(int32_t))).substr(8); }
 
-// Every text of texts.jsonl against the ids that Hugging Face `tokenizers` gave (tests/support/make_tokenizer_fixtures.py).
+// Every text of texts.jsonl against the ids that Hugging Face `tokenizers` gave
+// (tests/support/make_tokenizer_fixtures.py).
 void compare_with_fixture(const Tokenizer& tokenizer, const std::string& directory, const std::string& texts_path) {
   const auto texts = read_lines(texts_path), expected = read_lines(directory + "/ids.txt");
   ASSERT_EQ(texts.size(), expected.size());
@@ -51,8 +52,8 @@ void compare_with_fixture(const Tokenizer& tokenizer, const std::string& directo
     equal += hash_of(ids) == expected[i];
     if (hash_of(ids) != expected[i] && i - equal < 10) ADD_FAILURE() << "line " << i + 1 << ": " << texts[i];
   }
-  std::cout << directory.substr(directory.rfind('/') + 1) << ": " << texts.size() << " lines compared, " << equal << " equal, "
-            << static_cast<double>(num_bytes) / seconds / 1e6 << " MB/s\n";
+  std::cout << directory.substr(directory.rfind('/') + 1) << ": " << texts.size() << " lines compared, " << equal
+            << " equal, " << static_cast<double>(num_bytes) / seconds / 1e6 << " MB/s\n";
   EXPECT_EQ(equal, texts.size());
 }
 
@@ -126,7 +127,8 @@ TEST(Tokenizer, SaveWritesTheFilesByteForByte) {
 
 TEST(Tokenizer, EosIdsAreTheTokenizersFirstThenTheGenerationConfigs) {
   const Tokenizer tokenizer = Tokenizer::load(kFixtures + "/llama3");
-  EXPECT_THAT(tokenizer.eos_ids(), ElementsAre(*tokenizer.token_id("<|eot_id|>"), *tokenizer.token_id("<|end_of_text|>")));
+  EXPECT_THAT(tokenizer.eos_ids(),
+              ElementsAre(*tokenizer.token_id("<|eot_id|>"), *tokenizer.token_id("<|end_of_text|>")));
   EXPECT_EQ(tokenizer.pad_id(), tokenizer.eos_ids()[0]);
   EXPECT_THAT(Tokenizer::load(kFixtures + "/smollm2").eos_ids(), ElementsAre(2));
 }
@@ -145,7 +147,8 @@ TEST(Tokenizer, EosIdsFallBackToConfigJson) {
 TEST(Tokenizer, InvalidUtf8IsReadAsReplacementCharacters) {
   const Tokenizer tokenizer = Tokenizer::bytes();
   // Python: b"...".decode("utf-8", "replace")
-  EXPECT_EQ(tokenizer.decode(tokenizer.encode("a\xff\xc3z\xe2\x82!\xed\xa0\x80\xf0\x9f\x98")), "a\uFFFD\uFFFDz\uFFFD!\uFFFD\uFFFD\uFFFD\uFFFD");
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode("a\xff\xc3z\xe2\x82!\xed\xa0\x80\xf0\x9f\x98")),
+            "a\uFFFD\uFFFDz\uFFFD!\uFFFD\uFFFD\uFFFD\uFFFD");
   EXPECT_EQ(tokenizer.decode(Ids{0xE2, 0x82}), "\uFFFD");
   EXPECT_EQ(tokenizer.token_bytes(0xE2), "\xE2");
 }
@@ -226,12 +229,14 @@ TEST(BadTokenizer, OtherKindsOfTokenizersAreNamed) {
     changed[key] = value;
     return changed.dump();
   };
-  expect_load_fails<FormatError>(with("model", {{"type", "Unigram"}, {"vocab", json::array()}}), {"Unigram", "byte-level BPE"});
+  expect_load_fails<FormatError>(with("model", {{"type", "Unigram"}, {"vocab", json::array()}}),
+                                 {"Unigram", "byte-level BPE"});
   expect_load_fails<FormatError>(with("pre_tokenizer", {{"type", "Metaspace"}}), {"Metaspace", "ByteLevel"});
   expect_load_fails<FormatError>(with("pre_tokenizer", nullptr), {"no ByteLevel", "SentencePiece"});
   expect_load_fails<FormatError>(with("normalizer", {{"type", "Lowercase"}}), {"Lowercase", "NFC"});
   expect_load_fails<FormatError>(with("decoder", {{"type", "WordPiece"}}), {"WordPiece", "ByteLevel"});
-  expect_load_fails<FormatError>(with("post_processor", {{"type", "BertProcessing"}}), {"BertProcessing", "TemplateProcessing"});
+  expect_load_fails<FormatError>(with("post_processor", {{"type", "BertProcessing"}}),
+                                 {"BertProcessing", "TemplateProcessing"});
   json split = {{"type", "Split"}, {"pattern", {{"Regex", "(("}}}, {"behavior", "Isolated"}, {"invert", false}};
   expect_load_fails<FormatError>(with("pre_tokenizer", split), {"regular expression '(('", "parenthes"});
 }
