@@ -1,0 +1,134 @@
+#include "apps/pipeline.h"
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <optional>
+
+#include "apps/memory_plan.h"
+#include "apps/run_directory.h"
+#include "apps/stage_session.h"
+#include "checkpoint/atomic_directory.h"
+#include "config/load.h"
+#include "core/interrupt.h"
+#include "core/log.h"
+#include "observe/report.h"
+
+namespace temper {
+namespace fs = std::filesystem;
+
+namespace {
+
+// Where the run goes on.
+struct StartPoint {
+  size_t stage = 0;
+  PolicyVersion first_version = 0;  // versions count steps: those of the stages before
+  std::string model;                // directory to start from; empty: [model] init
+  std::string checkpoint;           // given by checkpoint.resume = PATH
+};
+
+std::string start_model(const Config& config, const RunDirectory& run, size_t stage) {
+  if (config.stages[stage].own_model) return config.stages[stage].model.path;
+  return run.stage_model(config.stages[stage - 1]);
+}
+
+StartPoint find_start(const Config& config, const RunDirectory& run) {
+  StartPoint start;
+  std::optional<std::string> named;  // the stage of a checkpoint that the user chose
+  const std::string& resume = config.checkpoint.resume;
+  if (resume != "auto" && resume != "never") {
+    FileSystem files;
+    start.checkpoint = resume;
+    named = read_checkpoint_header(files, resume).stage;
+  }
+  for (; start.stage < config.stages.size(); ++start.stage) {
+    const StageConfig& stage = config.stages[start.stage];
+    const bool done = fs::exists(run.stage_model(stage) + "/config.json");
+    if (named ? *named == stage.name : !done) break;
+    if (!done)
+      throw ConfigError("checkpoint.resume = {}: it belongs to stage {}, but stage {} before it has left no model in {}. Resume with "
+                        "auto, or start afresh with --checkpoint.resume=never.", resume, *named, stage.name, run.stage_model(stage));
+    start.first_version += stage.train.max_steps;
+  }
+  if (named && start.stage == config.stages.size())
+    throw ConfigError("checkpoint.resume = {}: it belongs to stage {}, which this configuration does not have.", resume, *named);
+  if (start.stage < config.stages.size()) start.model = start_model(config, run, start.stage);
+  return start;
+}
+
+// auto: what the model was loaded in; a new model is f32.
+at::ScalarType export_dtype(const Config& config, size_t stage) {
+  const Dtype wanted = config.stages[stage].checkpoint.export_dtype;
+  if (wanted != Dtype::kAuto) return wanted == Dtype::kBf16 ? at::kBFloat16 : at::kFloat;
+  while (stage > 0 && !config.stages[stage].own_model) --stage;
+  const std::string& path = config.stages[stage].model.path;
+  return path.empty() ? at::kFloat : stored_dtype(path);
+}
+
+ResumePoint resume_point(const Config& config, size_t stage, int64_t step) {
+  ResumePoint point;
+  for (const StageConfig& known : config.stages) point.stage_names.push_back(known.name);
+  point.stage = stage;
+  point.step = step;
+  return point;
+}
+
+void log_device(const Config& config) {
+  log_info("device cpu, dtype {}, {} threads, run directory {}",
+           compute_dtype(config.run.dtype) == at::kBFloat16 ? "bf16" : "f32", at::get_num_threads(), config.run_dir());
+}
+
+}  // namespace
+
+ExitCode run_pipeline(const Config& config, const std::string& continue_command) {
+  for (const std::string& warning : config.warnings) log_warning("{}", warning);
+  install_stop_handlers();
+  at::globalContext().setDeterministicAlgorithms(config.run.deterministic, /*warn_only=*/false);
+  RunDirectory run(config);
+  log_device(config);
+  if (fs::exists(run.model() + "/config.json") && config.checkpoint.resume == "auto") {
+    log_info("{} is finished: its model is in {}. Start afresh with --checkpoint.resume=never.", run.path(), run.model());
+    return ExitCode::kDone;
+  }
+  StartPoint start = find_start(config, run);
+  bool sinks_open = false;
+  for (size_t i = start.stage; i < config.stages.size(); ++i) {
+    const StageConfig& stage = config.stages[i];
+    refuse_if_too_large(stage, start.model);
+    StageSession session(stage, start.model, run, dump_toml(config), start.first_version);
+    std::optional<int64_t> step;
+    if (i == start.stage || stage.checkpoint.resume == "auto") step = session.resume(i == start.stage ? start.checkpoint : "");
+    if (!sinks_open) {
+      const bool resumed = step.has_value() || i > 0;
+      run.open_sinks(resume_point(config, i, step.value_or(-1)), start.first_version + step.value_or(0) + (step ? 1 : 0), resumed);
+      sinks_open = true;
+    }
+    if (session.run() == StageOutcome::kStopped) {
+      log_info("stopped on request, checkpoint written. To continue: {}", continue_command);
+      return ExitCode::kStopped;
+    }
+    session.export_model(run.stage_model(stage), at::kFloat);
+    if (i + 1 == config.stages.size()) session.export_model(run.model(), export_dtype(config, i));
+    start.first_version += stage.train.max_steps;
+    start.model = run.stage_model(stage);
+  }
+  if (start.stage == config.stages.size()) {
+    // All stages were done, but the run died before its model was written.
+    const ModelSource last = load_model_source(run.stage_model(config.stages.back()));
+    FileSystem files;
+    write_directory_atomically(files, run.model(), [&](const std::string& folder) {
+      write_model_files(folder, last.model.config, last.model.parameters, export_dtype(config, config.stages.size() - 1));
+      last.tokenizer->save(folder);
+    });
+  }
+  fs::remove_all(run.stages());
+  try {
+    write_report(run.path());
+  } catch (const Error& error) {
+    log_warning("report.html was not written: {}", error.what());
+  }
+  log_info("done: model in {}, report in {}/report.html", run.model(), run.path());
+  return ExitCode::kDone;
+}
+
+}  // namespace temper

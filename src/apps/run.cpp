@@ -1,0 +1,73 @@
+// temper run CONFIG: the whole pipeline of a configuration on this machine.
+#include <iostream>
+
+#include "apps/command_line.h"
+#include "apps/commands.h"
+#include "apps/memory_plan.h"
+#include "apps/pipeline.h"
+#include "config/load.h"
+#include "core/log.h"
+
+namespace temper {
+namespace {
+
+// Where a stage's model shape is known before anything ran: its own, or that of the stage it follows.
+void print_plan(const Config& config) {
+  std::string directory;
+  std::cout << dump_toml(config);
+  for (const StageConfig& stage : config.stages) {
+    if (stage.own_model) directory = stage.model.path;
+    StageConfig shaped = stage;
+    if (directory.empty() && !stage.own_model) shaped.model.init = config.stages.front().model.init;
+    const ModelConfig model = stage_model_config(shaped, directory);
+    std::cout << "\n# memory of stage " << stage.name << " (" << num_parameters(model) << " parameters)\n";
+    const std::string table = plan_memory(stage, model).table();
+    for (size_t begin = 0; begin < table.size();) {
+      const size_t end = table.find('\n', begin);
+      std::cout << "#" << table.substr(begin, end - begin) << "\n";
+      begin = end + 1;
+    }
+  }
+  // What does not fit is refused here too.
+  for (const StageConfig& stage : config.stages)
+    if (stage.own_model) refuse_if_too_large(stage, stage.model.path);
+}
+
+// The command as it was typed, with blanks and the like quoted.
+std::string typed_command(int argc, char** argv) {
+  std::string text = "temper";
+  for (int i = 0; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool plain = word.find_first_of(" '\"\\$&|;<>()[]{}*?#~\t\n") == std::string::npos && !word.empty();
+    text += " ";
+    if (plain) {
+      text += word;
+      continue;
+    }
+    text += '\'';
+    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    text += '\'';
+  }
+  return text;
+}
+
+}  // namespace
+
+int run_run(int argc, char** argv) {
+  CommandLine line("run", "Runs the stages of a configuration, or goes on where an earlier run of it stopped.",
+                   "CONFIG [--section.key=value …] [--stage.NAME.section.key=value …]");
+  line.add_positional("CONFIG");
+  line.add_config_overrides();
+  line.add_flag("dry-run", "print the resolved configuration and the memory it takes, and stop");
+  const std::string command = typed_command(argc, argv);
+  if (!line.parse(argc, argv)) return 0;
+  const Config config = load_config(line.text("CONFIG"), line.overrides());
+  if (line.flag("dry-run")) {
+    for (const std::string& warning : config.warnings) log_warning("{}", warning);
+    print_plan(config);
+    return 0;
+  }
+  return static_cast<int>(run_pipeline(config, command));
+}
+
+}  // namespace temper

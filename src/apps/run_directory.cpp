@@ -1,0 +1,105 @@
+#include "apps/run_directory.h"
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+
+#include "config/load.h"
+#include "core/error.h"
+#include "core/log.h"
+
+namespace temper {
+namespace fs = std::filesystem;
+
+namespace {
+
+// resume = never starts afresh; what an earlier run left is kept under another name.
+void move_aside(const std::string& path) {
+  if (!fs::exists(path) || fs::is_empty(path)) return;
+  { FileLock nobody_writes_there(path + "/lock"); }
+  std::string aside;
+  for (int i = 1; aside.empty() || fs::exists(aside); ++i) aside = format("{}.old-{}", path, i);
+  std::error_code code;
+  fs::rename(path, aside, code);
+  if (code)
+    throw IoError("{}: the earlier run cannot be renamed to {} ({}). Choose another --run.name.", path, aside,
+                  code.message());
+  log_info("checkpoint.resume = never: the earlier run is now {}", aside);
+}
+
+}  // namespace
+
+RunDirectory::RunDirectory(const Config& config) : config_(config), path_(config.run_dir()) {
+  if (config.checkpoint.resume == "never") move_aside(path_);
+  make_directories(path_ + "/logs");
+  lock_ = std::make_unique<FileLock>(path_ + "/lock");
+  set_log_file(path_ + "/logs/run.log");
+}
+
+std::string RunDirectory::checkpoints(const StageConfig& stage) const {
+  const std::string& local = stage.checkpoint.local_dir;
+  return (local.empty() ? path_ + "/checkpoints" : local + "/" + config_.run.name) + "/" + stage.name;
+}
+
+void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step, bool resumed) {
+  write_file_atomically(path_ + "/config.toml", dump_toml(config_));
+  const std::string metrics = path_ + "/metrics.jsonl", completions = path_ + "/completions.jsonl";
+  metrics_ = std::make_unique<JsonlSink>(metrics, resume_length(metrics, point));
+  completions_ = std::make_unique<JsonlSink>(completions, resume_length(completions, point));
+  if (config_.log.tensorboard)
+    tensorboard_ =
+        std::make_unique<TensorBoardWriter>(path_ + "/tb", resumed ? std::optional(next_global_step) : std::nullopt);
+  progress_ = std::make_unique<Progress>();
+}
+
+void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
+  log_every_ = stage.log.every_steps;
+  progress_->begin_stage(stage.name, stage.train.max_steps, first_step);
+}
+
+void RunDirectory::write(const MetricRecord& record) {
+  progress_->update(record);
+  bool evaluated = record.step == 0;
+  for (const auto& [name, value] : record.values) evaluated = evaluated || name.starts_with("eval/");
+  if (!evaluated && record.step % log_every_ != 0) return;
+  metrics_->write(record);
+  if (tensorboard_) tensorboard_->write(record, record.policy_version);
+}
+
+void RunDirectory::write_completions(const StepResult& step, const std::vector<std::string>& reward_names,
+                                     int64_t count) {
+  const StepBatch& batch = step.batch;
+  const std::vector<int64_t> offsets = batch.loss.offsets();
+  // The advantage of a completion: its first token's. Failed completions have none.
+  std::vector<std::vector<double>> advantages;
+  for (const RolloutGroup& group : batch.groups)
+    advantages.emplace_back(group.completions.size(), std::numeric_limits<double>::quiet_NaN());
+  if (batch.loss.advantages.defined())
+    for (size_t i = 0; i < batch.sequences.size(); ++i)
+      advantages[batch.sequences[i].group][batch.sequences[i].index] = batch.loss.advantages[offsets[i]].item<double>();
+
+  for (size_t g = 0; g < batch.groups.size() && count > 0; ++g) {
+    const RolloutGroup& group = batch.groups[g];
+    CompletionRecord record;
+    record.stage = step.record.stage;
+    record.step = step.record.step;
+    record.prompt = group.prompt.text;
+    record.answer = group.prompt.answer;
+    for (size_t i = 0; i < group.completions.size() && count > 0; ++i, --count) {
+      const Completion& completion = group.completions[i];
+      CompletionEntry entry;
+      entry.text = completion.text;
+      entry.advantage = advantages[g][i];
+      entry.finish_reason = completion.finish_reason;
+      entry.error = completion.error;
+      for (size_t k = 0; k < completion.rewards.size() && k < reward_names.size(); ++k)
+        entry.rewards.emplace_back(reward_names[k], completion.rewards[k]);
+      record.completions.push_back(std::move(entry));
+    }
+    completions_->write(record);
+  }
+}
+
+void RunDirectory::end_stage() { progress_->end_stage(); }
+
+}  // namespace temper

@@ -1,0 +1,48 @@
+// runs/NAME: its lock, the places of its files, and what a run writes there as it goes: metrics.jsonl, TensorBoard,
+// completions.jsonl, the progress bar. One object a process; one thread.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "config/config.h"
+#include "core/files.h"
+#include "core/metric_record.h"
+#include "observe/metric_sink.h"
+#include "observe/progress.h"
+#include "observe/tensorboard.h"
+#include "trainer/train_loop.h"
+
+namespace temper {
+
+class RunDirectory {
+ public:
+  // Makes and locks the directory. With checkpoint.resume = never an earlier run's directory is renamed aside first.
+  explicit RunDirectory(const Config& config);
+
+  const std::string& path() const { return path_; }
+  std::string stage_model(const StageConfig& stage) const { return path_ + "/stages/" + stage.name + "/model"; }
+  std::string stages() const { return path_ + "/stages"; }
+  std::string checkpoints(const StageConfig& stage) const;
+  std::string model() const { return path_ + "/model"; }
+  std::string failed_completions() const { return path_ + "/failed_completions.jsonl"; }
+
+  // Cuts the files of an earlier attempt back to the resumed point and opens them. Call once, before the first write.
+  void open_sinks(const ResumePoint& point, int64_t next_global_step, bool resumed);
+
+  void begin_stage(const StageConfig& stage, int64_t first_step);
+  void write(const MetricRecord& record);
+  void write_completions(const StepResult& step, const std::vector<std::string>& reward_names, int64_t count);
+  void end_stage();
+
+ private:
+  Config config_;
+  std::string path_;
+  std::unique_ptr<FileLock> lock_;
+  std::unique_ptr<JsonlSink> metrics_, completions_;
+  std::unique_ptr<TensorBoardWriter> tensorboard_;
+  std::unique_ptr<Progress> progress_;
+  int64_t log_every_ = 1;
+};
+
+}  // namespace temper

@@ -1,0 +1,84 @@
+#include "trainer/stage.h"
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "trainer/train_state.h"
+
+namespace temper {
+namespace {
+
+constexpr int kMaxFailedSaves = 3;          // in a row, then the run ends
+constexpr int64_t kTextWindowTokens = 512;  // of bits per character
+
+}  // namespace
+
+Stage::Stage(StageParts parts, TrainCounters counters, bool resumed)
+    : parts_(std::move(parts)), loop_(parts_.loop, counters), resumed_(resumed) {}
+
+// produces: records, completions, checkpoints; consumes: steps of the train loop;
+// waits for: the loop, the disk; is unblocked by: both, in this thread.
+StageOutcome Stage::run() {
+  const StageConfig& config = *parts_.config;
+  if (!resumed_) {
+    MetricRecord record = evaluate();
+    parts_.hooks.on_record(record);
+  }
+  while (counters().step < config.train.max_steps) {
+    StepResult result = loop_.step();
+    const bool last = counters().step == config.train.max_steps;
+    const bool stop = !last && parts_.hooks.stop_requested();
+    if (last || due(config.eval.every_steps))
+      for (const auto& [name, value] : evaluate().values) result.record.set(name, value);
+    for (const auto& [name, value] : save_report_) result.record.set(name, value);
+    save_report_.clear();
+    parts_.hooks.on_step(result);
+    parts_.hooks.on_record(result.record);
+    // After the record is written: a run killed in between repeats the step and writes the line again.
+    if (last || stop || due(config.checkpoint.local_every_steps)) save(last || stop);
+    if (stop) return StageOutcome::kStopped;
+  }
+  return StageOutcome::kDone;
+}
+
+bool Stage::due(int64_t every_steps) const { return every_steps > 0 && counters().step % every_steps == 0; }
+
+MetricRecord Stage::evaluate() {
+  const StageConfig& config = *parts_.config;
+  MetricRecord record;
+  record.stage = config.name;
+  record.step = counters().step;
+  record.policy_version = counters().policy_version;
+  record.time = seconds_since_epoch();
+  const Stopwatch watch;
+  if (!parts_.eval_sets.empty()) {
+    const auto groups = generate_eval(*parts_.source, parts_.eval_sets, config.eval, parts_.sampling);
+    for (size_t i = 0; i < parts_.eval_sets.size(); ++i)
+      add_eval_metrics(parts_.eval_sets[i], groups[i], config.eval.num_completions, record);
+  }
+  for (const EvalText& text : parts_.eval_texts)
+    record.set("eval/" + text.name + "/bits_per_char", bits_per_character(*parts_.loop.policy, text, kTextWindowTokens));
+  if (!record.values.empty()) record.set("timing_s/eval", watch.seconds());
+  return record;
+}
+
+void Stage::save(bool must_succeed) {
+  const Stopwatch watch;
+  CheckpointState state{parts_.header, state_tensors(*parts_.loop.policy, *parts_.loop.optimizer)};
+  state.header.step = counters().step;
+  state.header.policy_version = counters().policy_version;
+  state.header.blobs["trainer"] = save_counters(counters(), *parts_.loop.optimizer, *parts_.loop.algorithm);
+  try {
+    parts_.store->save(state);
+    num_failed_saves_ = 0;
+  } catch (const IoError& error) {
+    ++total_failed_saves_;
+    if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw;
+    log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", counters().step, num_failed_saves_,
+              kMaxFailedSaves, error.what());
+  }
+  save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
+                  {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};
+}
+
+}  // namespace temper

@@ -1,0 +1,59 @@
+// Runs one stage from its (resumed) state to its end: evaluation before the first step and after the last, steps, checkpoints,
+// a stop on request. What it has to tell goes to the hooks; apps write it down. One thread.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "core/rollout_source.h"
+#include "trainer/evaluation.h"
+#include "trainer/train_loop.h"
+
+namespace temper {
+
+struct StageHooks {
+  std::function<void(const MetricRecord&)> on_record;
+  std::function<void(StepResult&)> on_step;  // before on_record; may add to the record
+  std::function<bool()> stop_requested;
+};
+
+struct StageParts {
+  const StageConfig* config = nullptr;
+  TrainLoopParts loop;
+  RolloutSource* source = nullptr;  // for evaluation; null: nothing to evaluate
+  SamplingParams sampling;          // of training rollouts
+  std::vector<EvalSet> eval_sets;
+  std::vector<EvalText> eval_texts;
+  CheckpointStore* store = nullptr;
+  CheckpointHeader header;          // run, stage, config, model, data: what does not change from save to save
+  StageHooks hooks;
+};
+
+enum class StageOutcome { kDone, kStopped };
+
+class Stage {
+ public:
+  // counters: zero but for policy_version, or those of the checkpoint that was loaded.
+  Stage(StageParts parts, TrainCounters counters, bool resumed);
+
+  // kDone: max_steps taken and the last state saved. kStopped: saved after the step in which a stop was requested.
+  // IoError after three failed saves in a row, or when the last save fails.
+  StageOutcome run();
+
+  const TrainCounters& counters() const { return loop_.counters(); }
+
+ private:
+  MetricRecord evaluate();
+  void save(bool must_succeed);
+  bool due(int64_t every_steps) const;
+
+  StageParts parts_;
+  TrainLoop loop_;
+  bool resumed_;
+  int num_failed_saves_ = 0;         // in a row
+  int64_t total_failed_saves_ = 0;
+  std::vector<std::pair<std::string, double>> save_report_;  // of the last save, for the next record
+};
+
+}  // namespace temper
