@@ -60,13 +60,15 @@ struct DataSection {
   int64_t max_prompt_length = 512;  // tokens; 0: no limit
   double held_out_share = 0;        // of a file's prompts, by a hash of their text
   bool shuffle = true;
-  int64_t task_seed = 1;  // of a generated task's problems; run.seed does not change them
-  struct Arithmetic {
-    int64_t max_operand = 99;
+  // Parameters of generated tasks; each task uses those that concern it.
+  struct Generated {
+    int64_t seed = 1;             // of the problem stream; run.seed does not change it
+    int64_t max_operand = 99;     // arithmetic, chain_sum
+    int64_t num_items = 4;        // chain_sum: terms; sort, copy, reverse, count: letters
     int64_t num_worked = 2000;    // worked problems for sft
-    double held_out_share = 0.1;  // of all problems
-    bool operator==(const Arithmetic&) const = default;
-  } arithmetic;
+    double held_out_share = 0.1;  // of all problems; add1 has fixed sets
+    bool operator==(const Generated&) const = default;
+  } generated;
   bool operator==(const DataSection&) const = default;
 };
 

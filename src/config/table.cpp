@@ -94,7 +94,7 @@ void add_data(TableBuilder& table) {
   TEMPER_KEY(data.path, "JSONL file of prompts (rollouts) or of prompts with completions (sft).")
       .by_default("none: data.task");
   TEMPER_KEY(data.task, "Generated, seeded problems instead of a file; excludes data.path.")
-      .one_of({"arithmetic", "add1"})
+      .one_of({"arithmetic", "add1", "chain_sum", "sort", "copy", "reverse", "count"})
       .by_default("none: data.path");
   TEMPER_KEY(data.eval_path, "JSONL file of the held-out problems that evaluation answers.")
       .by_default("a task's held-out problems; none for a file");
@@ -109,10 +109,12 @@ void add_data(TableBuilder& table) {
       .below(1);
   TEMPER_KEY(data.shuffle,
              "Shuffles the data anew in each pass; off: in file order. A generated task is random already.");
-  TEMPER_KEY(data.task_seed, "Seed of a generated task's problems; run.seed does not change them.").at_least(0);
-  TEMPER_KEY(data.arithmetic.max_operand, "arithmetic: operands lie in 0 to this.").at_least(1);
-  TEMPER_KEY(data.arithmetic.num_worked, "arithmetic: worked problems that sft learns from.").at_least(1);
-  TEMPER_KEY(data.arithmetic.held_out_share, "arithmetic: share of all problems that evaluation keeps to itself.")
+  TEMPER_KEY(data.generated.seed, "Seed of a generated task's problems; run.seed does not change them.").at_least(0);
+  TEMPER_KEY(data.generated.max_operand, "arithmetic, chain_sum: numbers lie in 0 to this.").at_least(1);
+  TEMPER_KEY(data.generated.num_items, "chain_sum: terms; sort, copy, reverse, count: letters.").at_least(1);
+  TEMPER_KEY(data.generated.num_worked, "Worked problems that sft learns from.").at_least(1);
+  TEMPER_KEY(data.generated.held_out_share,
+             "Share of all problems that evaluation keeps to itself; add1 has fixed sets.")
       .above(0)
       .below(1);
 }

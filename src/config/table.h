@@ -81,7 +81,5 @@ std::optional<std::string> field_text(const KeySpec& key, const Sections& sectio
 
 // "unknown key algo.epsilon_high: here it is algo.clip_ratio_high", or the nearest key.
 std::string unknown_key_message(std::string_view name);
-// Of `names` the one with the least edit distance; empty if there are none.
-std::string nearest_name(std::string_view name, const std::vector<std::string>& names);
 
 }  // namespace temper

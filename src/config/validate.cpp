@@ -147,6 +147,8 @@ Messages stage_doubts(const StageConfig& s) {
         format("optim.warmup_steps = {} exceeds train.max_steps = {}: the learning rate never reaches"
                " optim.learning_rate.",
                s.optim.warmup_steps, s.train.max_steps));
+  if (s.data.generated != DataSection::Generated() && s.data.task.empty())
+    doubts.push_back("[data.generated] has no effect: data.task is not set.");
   const RewardSection defaults;
   const auto uses = [&s](const char* name) {
     return std::find(s.reward.functions.begin(), s.reward.functions.end(), name) != s.reward.functions.end();

@@ -124,7 +124,8 @@ TEST(ConfigErrors, ValuesOutOfRangeSayWhatIsAllowed) {
       {"optim.learning_rate=inf", "optim.learning_rate = inf is not finite. Give a number, 0 or greater."},
       {"algo.policy_loss=clipp", "algo.policy_loss = \"clipp\" is not known. Allowed: clip, gspo, cispo"},
       {"run.dtype=fp16", "run.dtype = \"fp16\" is not known. Allowed: auto, f32, bf16."},
-      {"data.task=sums", "data.task = \"sums\" is not known. Allowed: arithmetic, add1."},
+      {"data.task=sums",
+       "data.task = \"sums\" is not known. Allowed: arithmetic, add1, chain_sum, sort, copy, reverse, count."},
       {"reward.functions=exact,bleu", "\"bleu\" is not known. Allowed: exact, numeric, regex, format, length, task."},
       {"algo.rollout_rs={token_k9 = 1}", "algo.rollout_rs.token_k9 = 1 is no rejection test. Allowed: seq_max_k2"},
       {"algo.rollout_rs={token_k1 = [2, 1]}", "algo.rollout_rs.token_k1 = [2, 1] is not a bound. Allowed: [low, high]"},
@@ -293,6 +294,8 @@ TEST(ConfigWarnings, DoubtfulSettingsAreNamed) {
   EXPECT_THAT(warnings_of({"--model.reference=r"}), HasSubstr("model.reference = \"r\" has no effect"));
   EXPECT_THAT(warnings_of({"--model.teacher=t"}), HasSubstr("model.teacher = \"t\" has no effect"));
   EXPECT_THAT(parse_config(kPipeline, {"--model.reference=r"}).warnings, IsEmpty());  // the second stage uses it
+  EXPECT_THAT(warnings_of({"--data.generated.seed=3"}),
+              HasSubstr("[data.generated] has no effect: data.task is not set."));
   EXPECT_THAT(warnings_of({"--reward.length.target=3"}), HasSubstr("[reward.length] has no effect"));
 }
 
