@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <numeric>
+#include <span>
 
 #include "core/error.h"
 
@@ -35,7 +35,7 @@ std::vector<Unit> make_units(const StepBatch& batch, const std::vector<int64_t>&
   return units;
 }
 
-size_t bins_by_first_fit(const std::vector<Unit>& descending, int64_t max_tokens) {
+size_t bins_by_first_fit(std::span<const Unit> descending, int64_t max_tokens) {
   std::vector<int64_t> filled;
   for (const Unit& unit : descending) {
     const auto bin = std::find_if(filled.begin(), filled.end(), [&](int64_t rows) { return rows + unit.rows <= max_tokens; });
@@ -48,7 +48,7 @@ size_t bins_by_first_fit(const std::vector<Unit>& descending, int64_t max_tokens
 }
 
 // Largest first, each to the emptiest bin.
-std::vector<std::vector<int64_t>> balance(const std::vector<Unit>& descending, size_t num_bins, int64_t* fullest) {
+std::vector<std::vector<int64_t>> balance(std::span<const Unit> descending, size_t num_bins, int64_t* fullest) {
   std::vector<std::vector<int64_t>> bins(num_bins);
   std::vector<int64_t> filled(num_bins, 0);
   for (const Unit& unit : descending) {
@@ -77,11 +77,14 @@ std::vector<MicroBatch> pack_micro_batches(const StepBatch& batch, const std::ve
   if (completions.empty()) return packed;
   std::vector<Unit> units = make_units(batch, completions, max_tokens);
   std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.rows > b.rows; });
-  const int64_t limit = std::max(max_tokens, units.front().rows);
-  size_t num_bins = bins_by_first_fit(units, limit);
+  const auto fitting = std::find_if(units.begin(), units.end(), [&](const Unit& unit) { return unit.rows <= max_tokens; });
+  for (auto unit = units.begin(); unit != fitting; ++unit) packed.push_back(pack(batch, std::move(unit->completions)));
+  if (fitting == units.end()) return packed;
+  const std::span<const Unit> rest(fitting, units.end());
+  size_t num_bins = bins_by_first_fit(rest, max_tokens);
   int64_t fullest = 0;
-  auto bins = balance(units, num_bins, &fullest);
-  while (fullest > limit) bins = balance(units, ++num_bins, &fullest);
+  auto bins = balance(rest, num_bins, &fullest);
+  while (fullest > max_tokens) bins = balance(rest, ++num_bins, &fullest);
   for (auto& bin : bins) {
     std::sort(bin.begin(), bin.end());
     packed.push_back(pack(batch, std::move(bin)));

@@ -5,6 +5,8 @@
 
 #include <numeric>
 
+#include "core/rng.h"
+
 #include "model/initialize.h"
 #include "trainer/policy.h"
 

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# What is too long for every change: tsan on the torch-free folders, the cuda build (needs no GPU), tests labelled gpu where a
+# GPU is, tokenizer and transformers parity on the real model, the quickstart. Each part says whether it ran; record the
+# result with its date in docs/reliability.md.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+failed=0
+declare -a summary
+part() {  # part NAME COMMAND…
+  local name="$1"; shift
+  printf '\n[nightly] %s\n' "$name"
+  if "$@"; then summary+=("passed   $name"); else summary+=("FAILED   $name"); failed=1; fi
+}
+not_run() { summary+=("not run  $1 ($2)"); }
+
+scripts/setup.sh --python || exit 1
+part "release build and all tests" scripts/test.sh
+
+tsan() { scripts/build.sh tsan && ctest --test-dir build/tsan --output-on-failure -R '^(core|config|data|observe)\.'; }
+part "tsan: core, config, data, observe" tsan
+
+cuda_packages() { scripts/setup_cuda.sh; }
+if cuda_packages; then
+  part "cuda build" scripts/build.sh cuda temper
+else
+  not_run "cuda build" "its packages cannot be had"
+fi
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  part "tests labelled gpu" ctest --test-dir build/cuda -L gpu --output-on-failure
+else
+  not_run "tests labelled gpu" "no GPU"
+fi
+
+part "fetch SmolLM2-135M-Instruct" scripts/fetch_smollm2.sh
+part "tokenizer parity on the real model" .deps/python/bin/python tests/support/compare_tokenizer.py
+part "transformers parity" .deps/python/bin/python tests/support/compare_transformers.py build/release/temper models/SmolLM2-135M-Instruct
+part "quickstart" scripts/quickstart.sh --checkpoint.resume=never
+
+printf '\n[nightly] summary\n'
+printf '  %s\n' "${summary[@]}"
+exit "$failed"

@@ -1,0 +1,90 @@
+"""Runs the program in a temporary folder and reads what it left. Used by the *_test.py files beside it."""
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+TEMPER = pathlib.Path(sys.argv[1]).resolve()
+
+# Two thousand steps a minute: small enough for tests, and it can learn to copy.
+TINY = """
+[run]
+name = "tiny"
+seed = 7
+dtype = "f32"
+deterministic = true
+[model]
+init = {family = "llama", hidden_size = 64, num_layers = 2, num_heads = 2, intermediate_size = 128, max_position_embeddings = 64}
+[data]
+task = "copy"
+max_prompt_length = 24
+[eval]
+num_prompts = 64
+[rollout]
+num_generations = 8
+max_completion_length = 8
+[log]
+tensorboard = false
+"""
+
+
+class Result:
+    def __init__(self, process):
+        self.code, self.out, self.err = process.returncode, process.stdout, process.stderr
+
+
+def temper(*arguments, cwd, stdin=None, check=None):
+    process = subprocess.run([str(TEMPER), *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=500)
+    result = Result(process)
+    if check is not None and result.code != check:
+        raise AssertionError(f"temper {' '.join(map(str, arguments))}: exit code {result.code}, expected {check}\n{result.err[-3000:]}")
+    return result
+
+
+def metrics(run):
+    return [json.loads(line) for line in (pathlib.Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(records):
+    """What must repeat bit for bit: all but clocks and what depends on them."""
+    volatile = ("time", "timing_s/", "perf/", "checkpoint/")
+    return [{key: value for key, value in record.items() if not key.startswith(volatile)} for record in records]
+
+
+def tensors(path):
+    """{name: bytes} of a safetensors file."""
+    data = pathlib.Path(path).read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    return {
+        name: data[8 + size + entry["data_offsets"][0] : 8 + size + entry["data_offsets"][1]]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = pathlib.Path(self._folder.name)
+        self.addCleanup(self._folder.cleanup)
+
+    def config(self, text, name="config.toml"):
+        (self.folder / name).write_text(text)
+        return name
+
+    def assert_error(self, result, code, *words):
+        self.assertEqual(result.code, code, result.err)
+        message = result.err.strip().splitlines()
+        self.assertTrue(message, "a message on standard error")
+        for word in words:
+            self.assertIn(word, result.err)
+        self.assertNotIn("frame #", result.err)  # never a stack trace
+        self.assertNotIn("bug", result.err)
+
+
+def main():
+    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
