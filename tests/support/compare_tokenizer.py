@@ -3,7 +3,7 @@ text and on the English and the code of Python's standard library.
 
   .deps/python/bin/python tests/support/compare_tokenizer.py [MODEL_DIR] [DATA_TEST]
       default: models/SmolLM2-135M-Instruct and build/release/tests/data_test
-Prints lines compared, lines equal and MB/s of one thread.
+Prints lines compared, lines equal and MB a second of processor time of one thread.
 """
 
 import glob
