@@ -33,8 +33,17 @@ THIRD_PARTY = [
 ]
 
 
+def types_declared_twice():
+    """One flat namespace: two headers with a type of one name would be one type to the linker, silently."""
+    seen = {}
+    for path in sorted((ROOT / "src").rglob("*.h")):
+        for name in re.findall(r"^(?:struct|class|enum class) (\w+)(?=[^;]*\{)", path.read_text(), re.MULTILINE):
+            seen.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    return [f"{' and '.join(places)} both define {name}" for name, places in seen.items() if len(places) > 1]
+
+
 def main():
-    problems = []
+    problems = types_declared_twice()
     for path in sorted((ROOT / "src").rglob("*")):
         if path.suffix not in {".h", ".cpp", ".inc"}:
             continue
