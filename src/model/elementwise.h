@@ -1,7 +1,8 @@
 // The memory-bound pieces of a layer, fused and differentiable: RMSNorm, rotary embedding, SiLU times up. Called by the
-// layers of training and of the engine alike, from one thread; rows are shared out with at::parallel_for, so results do not
-// depend on the number of threads. Arithmetic is f32 whatever the storage (f32 or bf16); each function saves its inputs (or
-// less) and recomputes the rest in its backward. CPU tensors in f32 and bf16 take our kernels, everything else plain ATen.
+// layers of training and of the engine alike, from one thread; rows are shared out with at::parallel_for, so results do
+// not depend on the number of threads. Arithmetic is f32 whatever the storage (f32 or bf16); each function saves its
+// inputs (or less) and recomputes the rest in its backward. CPU tensors in f32 and bf16 take our kernels, everything
+// else plain ATen.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -9,8 +10,8 @@
 
 namespace temper {
 
-// x [..., N] -> x / sqrt(mean(x^2) + eps) * weight in out_dtype; weight f32 [N]. For norms per head pass x [T, heads, D]
-// (strided views are fine as long as the last dimension is contiguous). dx has x's dtype, dweight is f32.
+// x [..., N] -> x / sqrt(mean(x^2) + eps) * weight in out_dtype; weight f32 [N]. For norms per head pass x [T, heads,
+// D] (strided views are fine as long as the last dimension is contiguous). dx has x's dtype, dweight is f32.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::ScalarType out_dtype);
 
 // Rotates x [T, heads, D] by its position: Hugging Face's convention, dimension i pairs with i + D/2.

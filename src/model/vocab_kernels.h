@@ -1,7 +1,8 @@
-// What log-probabilities, losses and the sampler need from rows of f32 logits [n, V]: one or two vectorised passes a row
-// instead of a softmax tensor. f32 arithmetic, exp to about 1e-7, sums in a fixed order; one thread a row and rows shared out
-// with at::parallel_for, so results do not depend on the number of threads. Not differentiable: the callers' autograd
-// functions use logits_backward_. Tensors are contiguous f32 (targets int64); CPU takes our kernels, other devices ATen.
+// What log-probabilities, losses and the sampler need from rows of f32 logits [n, V]: one or two vectorised passes a
+// row instead of a softmax tensor. f32 arithmetic, exp to about 1e-7, sums in a fixed order; one thread a row and rows
+// shared out with at::parallel_for, so results do not depend on the number of threads. Not differentiable: the callers'
+// autograd functions use logits_backward_. Tensors are contiguous f32 (targets int64); CPU takes our kernels, other
+// devices ATen.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -25,10 +26,11 @@ at::Tensor row_entropy(const at::Tensor& logits, double inv_temperature);    // 
 
 // In place, the gradient of sum_i grad[i] * log p(target_i) + entropy_grad[i] * entropy_i by the logits:
 //   logits <- ((onehot(target) - p) * grad - p * (log p + entropy) * entropy_grad) * inv_temperature
-// with p = exp(logits * inv_temperature - logsumexp). grad, logsumexp (and entropy, entropy_grad, or both undefined) [n].
-// A target outside [0, V) takes no part in grad: its row gets the entropy's term alone.
-void logits_backward_(at::Tensor& logits, double inv_temperature, const at::Tensor& targets, const at::Tensor& logsumexp,
-                      const at::Tensor& grad, const at::Tensor& entropy = {}, const at::Tensor& entropy_grad = {});
+// with p = exp(logits * inv_temperature - logsumexp). grad, logsumexp (and entropy, entropy_grad, or both undefined)
+// [n]. A target outside [0, V) takes no part in grad: its row gets the entropy's term alone.
+void logits_backward_(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
+                      const at::Tensor& logsumexp, const at::Tensor& grad, const at::Tensor& entropy = {},
+                      const at::Tensor& entropy_grad = {});
 
 // ---- One row of the sampler, on the calling thread (CPU memory); parallelise over rows outside. ----
 
@@ -41,16 +43,18 @@ struct TokenFilter {
 
 struct TokenDraw {
   int64_t token = 0;
-  float logit = 0;               // raw
-  float logsumexp = 0;           // of the raw logits (temperature 1): logprob = logit - logsumexp
-  float scaled_logsumexp = 0;    // of logits / temperature, before the filter: behavior_logprob = logit / temperature - this
+  float logit = 0;      // raw
+  float logsumexp = 0;  // of the raw logits (temperature 1): logprob = logit - logsumexp
+  float scaled_logsumexp =
+      0;  // of logits / temperature, before the filter: behavior_logprob = logit / temperature - this
 };
 
 // Index of the largest logit (the first of equals).
 int64_t row_argmax(const float* logits, int64_t vocab);
 
-// The smallest logit that the filter keeps (ties with it are kept too); -infinity when it keeps all. Filters apply in the
-// order top-k, top-p (of what top-k left, renormalised), min-p, at the given inverse temperature. By selection, not by sort.
+// The smallest logit that the filter keeps (ties with it are kept too); -infinity when it keeps all. Filters apply in
+// the order top-k, top-p (of what top-k left, renormalised), min-p, at the given inverse temperature. By selection, not
+// by sort.
 float filter_threshold(const float* logits, int64_t vocab, float inv_temperature, const TokenFilter& filter);
 
 // Draws a token from softmax(logits / temperature) restricted by the filter: the first, by index, whose cumulative

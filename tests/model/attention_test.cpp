@@ -50,8 +50,16 @@ Result differentiate(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 class AttentionAtEveryLevel : public testing::TestWithParam<CpuLevel> {
  protected:
-  void SetUp() override { limit_cpu_level(GetParam()); }
-  void TearDown() override { limit_cpu_level(CpuLevel::kAvx512); }
+  // One thread: other tests show that threads change nothing, and barriers are slow on a busy machine.
+  void SetUp() override {
+    at::set_num_threads(1);
+    limit_cpu_level(GetParam());
+  }
+  void TearDown() override {
+    at::set_num_threads(num_threads_);
+    limit_cpu_level(CpuLevel::kAvx512);
+  }
+  const int num_threads_ = at::get_num_threads();
 };
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionAtEveryLevel,
                          testing::Values(CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512));
