@@ -83,8 +83,7 @@ int run_eval(int argc, char** argv) {
   const Question question = line.given("CONFIG") ? question_of_config(line) : question_of_options(line);
   const StageConfig& stage = question.stage;
   ModelSource source = load_model_source(question.model);
-  std::optional<Task> task;
-  if (!stage.data.task.empty()) task = Task::make(stage.data.task);
+  const std::optional<Task> task = make_task(stage.data);
   const bool use_chat = source.chat && (!task || task->uses_chat_template());
   const PromptEncoder encoder(*source.tokenizer, use_chat ? &*source.chat : nullptr);
   const std::vector<EvalSet> sets = make_eval_sets(stage, encoder, task);

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/interrupt.h"
 #include "core/log.h"
+#include "data/held_out.h"
 #include "data/overlap.h"
 #include "model/initialize.h"
 #include "rollout/reward_pool.h"
@@ -75,6 +76,17 @@ std::vector<Prompt> first_prompts(const PromptDataset& dataset, int64_t count) {
 
 }  // namespace
 
+std::optional<Task> make_task(const DataSection& data) {
+  if (data.task.empty()) return std::nullopt;
+  TaskOptions options;
+  options.seed = static_cast<uint64_t>(data.generated.seed);
+  options.max_operand = data.generated.max_operand;
+  options.num_items = data.generated.num_items;
+  options.num_worked = data.generated.num_worked;
+  options.held_out_share = data.generated.held_out_share;
+  return Task::make(data.task, options);
+}
+
 std::vector<EvalSet> make_eval_sets(const StageConfig& stage, const PromptEncoder& encoder,
                                     const std::optional<Task>& task) {
   std::vector<EvalSet> sets;
@@ -85,6 +97,9 @@ std::vector<EvalSet> make_eval_sets(const StageConfig& stage, const PromptEncode
   } else if (task) {
     for (const ProblemSet& set : task->eval_sets(stage.eval.num_prompts))
       sets.push_back({set.name, PromptDataset::of_problems(set.name, set.problems, encoder).prompts()});
+  } else if (stage.data.held_out_share > 0) {
+    const auto dataset = PromptDataset::load(stage.data.path, dataset_options(stage.data, false), encoder);
+    sets.push_back({dataset.name(), first_prompts(dataset.split(stage.data.held_out_share).second, stage.eval.num_prompts)});
   }
   return sets;
 }
@@ -116,11 +131,13 @@ SamplingParams sampling_params(const StageConfig& stage) {
 
 namespace {
 
-constexpr double kRewardTimeout_s = 30;
-
 EngineOptions engine_options(const RolloutSection& rollout) {
   EngineOptions options;
   options.max_num_seqs = rollout.max_num_seqs;
+  options.kv_cache_memory_bytes = rollout.kv_cache_memory << 20;  // MiB
+  options.block_size = rollout.block_size;
+  options.enable_prefix_sharing = rollout.enable_prefix_sharing;
+  options.enable_chunked_prefill = rollout.enable_chunked_prefill;
   return options;
 }
 
@@ -131,7 +148,7 @@ RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer,
     : rewards_(make_rewards(stage.reward, task ? &*task : nullptr)),
       engine_(model, tokenizer, engine_options(stage.rollout)),
       source_(engine_,
-              [this](RolloutGroup& group) { score_group(rewards_, group, kRewardTimeout_s); }) {}
+              [this, timeout_s = stage.reward.timeout_s](RolloutGroup& group) { score_group(rewards_, group, timeout_s); }) {}
 
 std::vector<std::string> RolloutStack::reward_names() const {
   std::vector<std::string> names;
@@ -150,6 +167,7 @@ struct StageSession::Parts {
   std::optional<PromptEncoder> encoder;
   std::optional<PromptStream> prompts;  // stages that train on rollouts
   std::optional<SftDataset> examples;   // sft
+  std::vector<int64_t> learned;            // the examples that are not held out
   std::optional<ShuffleOrder> order;    // of the examples
   std::vector<EvalSet> eval_sets;
   std::vector<EvalText> eval_texts;
@@ -216,7 +234,7 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   if (source.model.config.vocab_size < parts.tokenizer->vocab_size())
     throw ConfigError("{}: the tokenizer has {} ids, the model {} rows. They do not belong together.", start,
                       parts.tokenizer->vocab_size(), source.model.config.vocab_size);
-  if (!stage.data.task.empty()) parts.task = Task::make(stage.data.task);
+  parts.task = make_task(stage.data);
   const bool use_chat = parts.chat && (!parts.task || parts.task->uses_chat_template());
   parts.encoder.emplace(*parts.tokenizer, use_chat ? &*parts.chat : nullptr);
   parts.load_data();
@@ -270,21 +288,28 @@ void StageSession::Parts::load_data() {
       throw ConfigError(
           "data.path = {}: no example is left to train on ({} were longer than train.max_tokens_per_micro_batch = {}).",
           stage.data.path, examples->num_skipped(), stage.train.max_tokens_per_micro_batch);
-    order.emplace(examples->size(), static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
+    for (int64_t i = 0; i < examples->size(); ++i)
+      if (task || !is_held_out(examples->prompt_texts()[static_cast<size_t>(i)], stage.data.held_out_share)) learned.push_back(i);
+    order.emplace(static_cast<int64_t>(learned.size()), static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
     header.data_hash = examples->hash();
   } else if (task) {
     prompts.emplace(*task, *encoder);
     header.data_hash = prompts->hash();
   } else {
-    prompts.emplace(PromptDataset::load(stage.data.path, dataset_options(stage.data, true), *encoder),
-                    static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
+    PromptDataset dataset = PromptDataset::load(stage.data.path, dataset_options(stage.data, true), *encoder);
+    if (stage.data.held_out_share > 0) dataset = dataset.split(stage.data.held_out_share).first;
+    prompts.emplace(std::move(dataset), static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
     header.data_hash = prompts->hash();
   }
   eval_sets = make_eval_sets(stage, *encoder, task);
   if (const auto text = make_eval_text(stage.eval.bits_per_char_path, *tokenizer)) eval_texts.push_back(*text);
   if (task) return;  // held out by a hash
   if (examples)
-    warn_of_overlap(examples->prompt_texts());
+  {
+    std::vector<std::string> texts;
+    for (const int64_t i : learned) texts.push_back(examples->prompt_texts()[static_cast<size_t>(i)]);
+    warn_of_overlap(texts);
+  }
   else if (const PromptDataset* dataset = prompts->dataset()) {
     std::vector<std::string> texts;
     for (const Prompt& prompt : dataset->prompts()) texts.push_back(prompt.text);
@@ -307,7 +332,7 @@ void StageSession::Parts::warn_of_overlap(const std::vector<std::string>& traini
 }
 
 RolloutGroup StageSession::Parts::example(int64_t serial) const {
-  const SftExample& given = examples->at(order->line(serial));
+  const SftExample& given = examples->at(learned[static_cast<size_t>(order->line(serial))]);
   const auto split = given.token_ids.begin() + given.prompt_length;
   RolloutGroup group;
   group.prompt.serial = serial;

@@ -31,6 +31,7 @@ struct ModelSource {
 ModelSource load_model_source(const std::string& directory);
 ModelSource make_new_model(const ModelInit& init, int64_t seed);
 
+std::optional<Task> make_task(const DataSection& data);
 // Prompts to evaluate on, as [data] and [eval] say.
 std::vector<EvalSet> make_eval_sets(const StageConfig& stage, const PromptEncoder& encoder,
                                     const std::optional<Task>& task);
