@@ -73,9 +73,9 @@ std::string series_json(const Chart& chart) {
 
 std::string figure(const Chart& chart, const std::string& caption, const std::string& legend,
                    const char* classes = "card") {
-  return format("<figure class=\"{}\"{} data-series=\"{}\"><figcaption>{}</figcaption>{}{}</figure>\n", classes,
-                chart.percent ? " data-percent=\"1\"" : "", escape_html(series_json(chart)), caption, render_svg(chart),
-                legend);
+  return format("<figure class=\"{}\"{} data-x=\"{}\" data-series=\"{}\"><figcaption>{}</figcaption>{}{}</figure>\n",
+                classes, chart.percent ? " data-percent=\"1\"" : "", chart.x_label, escape_html(series_json(chart)),
+                caption, render_svg(chart), legend);
 }
 
 std::string legend_html(const Chart& chart, const std::vector<std::string>& texts, const std::string& note) {
@@ -315,7 +315,6 @@ void write_learning_curve_svg(const std::string& run_dir, const std::string& pat
   chart.standalone = true;
   chart.width = 900;
   chart.height = 340;
-  chart.x_label = "training step";
   write_file_atomically(path, render_svg(chart) + "\n");
 }
 

@@ -233,9 +233,24 @@ void add_smooth_lines(ChartCard& card) {
   }
 }
 
+// From one record to the next, without the pause before a resumed run: a stretch far longer than what the record
+// accounts for.
+double seconds_at_work(const MetricRecord& before, const MetricRecord& record) {
+  double accounted = 0;
+  for (const char* metric : {"timing_s/step", "timing_s/eval"})
+    if (const double* seconds = record.find(metric); seconds != nullptr && std::isfinite(*seconds))
+      accounted += *seconds;
+  const double apart = std::max(0.0, record.time - before.time);
+  return apart > 10 * (accounted + 30) ? accounted : apart;
+}
+
 bool is_constant(const StageLog& stage, const std::string& metric) {
   const Extremes found = extremes(stage.values(metric));
   return found.count >= 3 && found.low == found.high;
+}
+
+bool same_values(const StageLog& stage, const std::string& a, const std::string& b) {
+  return series_of(stage, a, 0).y == series_of(stage, b, 0).y;
 }
 
 std::set<std::string> names_in_panels(const std::vector<std::string>& present) {
@@ -257,19 +272,21 @@ Chart learning_curve(const RunLog& run) {
   chart.y_range = {0.0, 1.0};
   chart.width = 1240;
   chart.height = 330;
+  chart.whole_x = false;
   ChartSeries reward;
   reward.name = "training reward";
   reward.colour = 7;
   reward.faint = true;
   std::vector<ChartSeries> accuracies;
-  double offset = 0;
+  double now = 0;  // seconds at work since the first record
+  const MetricRecord* last = nullptr;
   for (const StageLog& stage : run.stages) {
-    const double length = std::max(1.0, static_cast<double>(stage.records.back().step));
-    chart.spans.push_back({stage.name, offset, offset + length});
+    const double begin = now;
     for (const MetricRecord& record : stage.records) {
-      const double x = offset + static_cast<double>(record.step);
+      if (last != nullptr) now += seconds_at_work(*last, record);
+      last = &record;
       if (const double* value = record.find("reward")) {
-        reward.x.push_back(x);
+        reward.x.push_back(now);
         reward.y.push_back(*value);
       }
       for (const auto& [name, value] : record.values) {
@@ -284,22 +301,28 @@ Chart learning_curve(const RunLog& run) {
           series.markers = true;
           found = accuracies.insert(accuracies.end(), std::move(series));
         }
-        found->x.push_back(x);
+        found->x.push_back(now);
         found->y.push_back(value);
       }
     }
+    chart.spans.push_back({stage.name, begin, now});
     // a gap, so that no line joins two stages' rewards
     if (!reward.x.empty()) {
-      reward.x.push_back(offset + length);
+      reward.x.push_back(now);
       reward.y.push_back(std::numeric_limits<double>::quiet_NaN());
     }
-    offset += length;
   }
   thin_out(reward, 2 * kMaxPoints);
   const Extremes range = extremes(reward.y);
   if (range.count > 0 && range.low >= 0 && range.high <= 1) chart.series.push_back(std::move(reward));
   for (ChartSeries& series : accuracies) chart.series.push_back(std::move(series));
   if (accuracies.empty()) chart.title = run.name + ": training reward";
+
+  const double unit = now < 180 ? 1 : now < 3 * 3600 ? 60 : 3600;
+  chart.x_label = unit == 1 ? "seconds" : unit == 60 ? "minutes" : "hours";
+  for (ChartSeries& series : chart.series)
+    for (double& x : series.x) x /= unit;
+  for (ChartSpan& span : chart.spans) span.begin /= unit, span.end /= unit;
   return chart;
 }
 
@@ -309,8 +332,7 @@ std::vector<ChartCard> stage_charts(const StageLog& stage) {
   for (const Panel& panel : panels()) {
     auto metrics = metrics_of(panel, present);
     if (std::string_view(panel.title) == "Rewards by function" && metrics.size() < 2) continue;  // the reward itself
-    if (std::string_view(panel.title) == "Loss" && metrics.size() > 1 &&
-        stage.values("loss") == stage.values("policy_loss"))
+    if (std::string_view(panel.title) == "Loss" && same_values(stage, "loss", "policy_loss"))
       std::erase(metrics, "policy_loss");
     ChartCard card = draw(panel, stage, metrics);
     if (card.chart.series.empty()) continue;

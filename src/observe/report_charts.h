@@ -14,8 +14,8 @@ struct ChartCard {
   std::string note;                 // such as "each point is the mean of 4 steps"
 };
 
-// Accuracy of every evaluation set over all stages, with the training reward behind where it lies in [0, 1]. x counts
-// steps over all stages. No series if there is neither.
+// Accuracy of every evaluation set over all stages, with the training reward behind where it lies in [0, 1]. x is the
+// time at work (a pause before a resumed run left out). No series if there is neither.
 Chart learning_curve(const RunLog& run);
 
 // The known charts of a stage that have something to show, in a fixed order.

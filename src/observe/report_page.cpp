@@ -65,7 +65,7 @@ const char* const kReportScript = R"js(
       const at = from + (near - low) / (high - low) * (to - from);
       cursor.setAttribute("d", `M${at} ${top}V${bottom}`);
       svg.append(cursor);
-      name.textContent = (figure.dataset.x || "step") + " " + show(near);
+      name.textContent = figure.dataset.x + " " + show(near);
       tip.replaceChildren(name);
       data.forEach((s, i) => {
         const value = maps[i].get(near);

@@ -46,13 +46,6 @@ std::vector<std::string> tick_labels(const std::vector<double>& ticks, bool perc
   return labels;
 }
 
-// Every tick at a whole step.
-std::vector<double> step_ticks(double low, double high, int count) {
-  std::vector<double> ticks = round_ticks(low, high, count);
-  std::erase_if(ticks, [](double tick) { return tick != std::floor(tick); });
-  return ticks;
-}
-
 struct Extent {
   double low = std::numeric_limits<double>::infinity(), high = -std::numeric_limits<double>::infinity();
   void take(double value) {
@@ -296,7 +289,8 @@ std::string render_svg(const Chart& chart) {
         "dy=\".32em\">{}</text>",
         pixels(left), y, pixels(chart.width - right), pixels(left - 7), y, y_labels[i]);
   }
-  const auto x_ticks = step_ticks(x_axis.low, x_axis.high, chart.width > 600 ? 8 : 5);
+  auto x_ticks = round_ticks(x_axis.low, x_axis.high, chart.width > 600 ? 8 : 5);
+  if (chart.whole_x) std::erase_if(x_ticks, [](double tick) { return tick != std::floor(tick); });
   const auto x_labels = tick_labels(x_ticks, false);
   for (size_t i = 0; i < x_ticks.size(); ++i) {
     const std::string x = pixels(x_axis.at(x_ticks[i]));

@@ -32,6 +32,7 @@ struct Chart {
   bool from_zero = false;  // the y axis begins at 0 (or below)
   std::optional<std::pair<double, double>> y_range;
   std::string x_label = "step";
+  bool whole_x = true;  // x counts something: ticks at whole numbers only
   int width = 480, height = 230;
   bool standalone = false;  // with title, legend and style inside: a file of its own
 };

@@ -177,13 +177,25 @@ TEST_F(Report, TheLearningCurveRunsThroughAllStages) {
   const Chart chart = learning_curve(read_run(dir_));
   ASSERT_EQ(chart.series.size(), 2u);
   EXPECT_EQ(chart.series[1].name, "add");
-  EXPECT_THAT(chart.series[1].x, ElementsAre(0, 4, 8));
+  EXPECT_THAT(chart.series[1].x, ElementsAre(0, 5, 9));
   EXPECT_THAT(chart.series[1].y, ElementsAre(0.125, 0.5, 0.9));
   ASSERT_EQ(chart.spans.size(), 2u);
+  EXPECT_EQ(chart.x_label, "seconds");
+  EXPECT_EQ(chart.spans[0].end, 4);
   EXPECT_EQ(chart.spans[1].begin, 4);
-  EXPECT_EQ(chart.spans[1].end, 8);
+  EXPECT_EQ(chart.spans[1].end, 9);
   write_learning_curve_svg(dir_, dir_ + "/curve.svg");
   EXPECT_THAT(read_file(dir_ + "/curve.svg"), HasSubstr("xmlns=\"http://www.w3.org/2000/svg\""));
+}
+
+TEST_F(Report, TheLearningCurveLeavesThePauseBeforeAResumedRunOut) {
+  metric("grpo", 1, {{"reward", 0.5}, {"timing_s/step", 4}});
+  time_ += 100000;
+  metric("grpo", 2, {{"reward", 0.5}, {"timing_s/step", 4}});
+  metric("grpo", 3, {{"reward", 0.5}, {"timing_s/step", 4}});
+  const Chart chart = learning_curve(read_run(dir_));
+  ASSERT_EQ(chart.spans.size(), 1u);
+  EXPECT_EQ(chart.spans[0].end, 5);  // 4 accounted for, then 1 on the clock
 }
 
 TEST_F(Report, ALongRunStaysASmallPage) {
