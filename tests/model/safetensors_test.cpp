@@ -6,8 +6,10 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 
 #include "core/error.h"
+#include "core/rng.h"
 
 namespace temper {
 namespace {
@@ -150,6 +152,27 @@ TEST_F(Safetensors, HeadersThatAreNoJsonAreRefused) {
   EXPECT_THAT(message_of("[1]", 0), HasSubstr("a JSON object is needed"));
   write_file_atomically(path_, std::string(100, '\x7f'));
   EXPECT_THAT(message_of_opening(), HasSubstr("the header claims"));
+}
+
+TEST_F(Safetensors, FlippedBytesOfTheHeaderAreReadOrRefusedButNeverFollowedOutOfTheFile) {
+  const std::string whole = read_file(kData + "/llama/model.safetensors");
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, whole.data(), 8);
+  SplitMix64 random(1);
+  int refused = 0;
+  for (int i = 0; i < 300; ++i) {
+    std::string damaged = whole;
+    const auto place = static_cast<size_t>(random.in_range(0, static_cast<int64_t>(header_bytes) + 7));
+    damaged[place] = static_cast<char>(random.in_range(0, 255));
+    std::ofstream(path_, std::ios::binary) << damaged;
+    try {
+      const SafetensorsFile file(path_);
+      for (const SafetensorsEntry& entry : file.entries()) file.read(entry.name);
+    } catch (const FormatError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 150);
 }
 
 TEST_F(Safetensors, FilesThatCannotBeMadeAreIoErrors) {

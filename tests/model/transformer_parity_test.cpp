@@ -83,7 +83,8 @@ TEST_P(TransformerParity, LossAndGradientsAreThoseOfAutograd) {
   for (const ParameterSpec& spec : gradients_.specs()) {
     const at::Tensor wanted = expected_.read("grad." + spec.name);
     const double scale = wanted.abs().max().item<double>();
-    EXPECT_LT(worst_difference(gradients_[spec.name], wanted), 1e-5 * scale + 1e-7) << spec.name << ", largest " << scale;
+    EXPECT_LT(worst_difference(gradients_[spec.name], wanted), 1e-5 * scale + 1e-7)
+        << spec.name << ", largest " << scale;
   }
 }
 

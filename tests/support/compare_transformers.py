@@ -127,7 +127,7 @@ def check_generate(checks, label, temper, folder, model, tokenizer, work, tolera
 
 
 def check_model(checks, label, temper, folder, tolerance, new_tokens):
-    model, info = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager",
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
                                                        output_loading_info=True)
     model.eval()
     strange = info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]
@@ -140,7 +140,7 @@ def check_model(checks, label, temper, folder, tolerance, new_tokens):
 
 def tensors_of(folder):
     tensors = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in sorted(Path(folder).glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             tensors.update({name: file.get_tensor(name) for name in file.keys()})
     return tensors
@@ -167,7 +167,7 @@ def tiny_tokenizer(folder):
         pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    trainer = trainers.BpeTrainer(vocab_size=330, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                   special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.train_from_iterator(PROMPTS, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
