@@ -1,5 +1,5 @@
-// A folder that appears under its final name complete and durable, or not at all: checkpoints, exported models. It is filled
-// under NAME.tmp-TAG and renamed; an older folder of that name stays whole until the new one takes its place.
+// A folder that appears under its final name complete and durable, or not at all: checkpoints, exported models. It is
+// filled under NAME.tmp-TAG and renamed; an older folder of that name stays whole until the new one takes its place.
 #pragma once
 #include <functional>
 #include <string>
@@ -35,8 +35,8 @@ void sync_tree(FileSystem& files, const std::string& path);
 void write_directory_atomically(FileSystem& files, const std::string& final_path,
                                 const std::function<void(const std::string& temporary_path)>& fill);
 
-// Removes what crashed writers left in `parent`: folders whose names contain ".tmp-". REQUIRES: no writer is at work there.
-// Returns how many went.
-int remove_stale_folders(FileSystem& files, const std::string& parent);
+// Removes what crashed writers left in `parent`: whatever has ".tmp-" in its name. REQUIRES: no writer is at work
+// there. Returns how many went.
+int remove_unfinished(FileSystem& files, const std::string& parent);
 
 }  // namespace temper

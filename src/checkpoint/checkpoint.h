@@ -1,6 +1,6 @@
 // Saves and restores the complete state of a stage: folders step_NNNNNN below RUN/checkpoints/STAGE, each written once,
-// committed by rename, verified to the last bit when read. Format: docs/checkpoint_format.md. Called by the train loop, on
-// one thread; reading and hashing use a second one inside.
+// committed by rename, verified to the last bit when read. Format: docs/checkpoint_format.md. Called by the train loop,
+// on one thread; reading and hashing use a second one inside.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -33,7 +33,8 @@ struct CheckpointHeader {
   std::string config_toml;
   std::string model_json;
   std::string data_hash;
-  // Small named states, as JSON text or any bytes: rng, cursor, schedule, ledger, kl_controller, unconsumed_groups, metrics.
+  // Small named states, as JSON text or any bytes: rng, cursor, schedule, ledger, kl_controller, unconsumed_groups,
+  // metrics.
   std::map<std::string, std::string> blobs;
 };
 
@@ -58,13 +59,13 @@ struct CheckpointInfo {
 
 enum class CheckDepth { kManifest, kEveryByte };
 
-// Given the verified header, before the tensors are read: the caller checks that the checkpoint fits (ConfigError passes
-// through), prepares its state and says where each tensor goes.
+// Given the verified header, before the tensors are read: the caller checks that the checkpoint fits (ConfigError
+// passes through), prepares its state and says where each tensor goes.
 using ChooseDestinations = std::function<std::vector<TensorEntry>(const CheckpointHeader&)>;
 
-// Reads one checkpoint: verifies every byte of every file while the tensors go straight into their destinations. Destinations
-// and checkpoint must hold the same names, dtypes and shapes (ConfigError). FormatError if anything is corrupt, missing or of
-// a newer format version; the destinations' contents are undefined then.
+// Reads one checkpoint: verifies every byte of every file while the tensors go straight into their destinations.
+// Destinations and checkpoint must hold the same names, dtypes and shapes (ConfigError). FormatError if anything is
+// corrupt, missing or of a newer format version; the destinations' contents are undefined then.
 LoadedCheckpoint load_checkpoint(FileSystem& files, const std::string& path, const ChooseDestinations& destinations);
 
 // The header alone: manifest and file sizes verified, tensors not read.
@@ -89,8 +90,8 @@ class CheckpointStore {
   std::optional<LoadedCheckpoint> load_newest(const ChooseDestinations& destinations);
   LoadedCheckpoint load(const std::string& path, const ChooseDestinations& destinations);
 
-  // After resuming from an older checkpoint by name: those of later steps belong to a course of training that is given up.
-  // They are renamed to step_N.aside-TAG, so that `resume = auto` does not find them.
+  // After resuming from an older checkpoint by name: those of later steps belong to a course of training that is given
+  // up. They are renamed to step_N.aside-TAG, so that `resume = auto` does not find them.
   void set_aside_newer_than(int64_t step);
 
   const std::string& directory() const { return directory_; }

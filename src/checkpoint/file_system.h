@@ -1,7 +1,7 @@
-// The seam under which every byte of a checkpoint passes to the disk: one virtual function a system call, with the system's
-// own contract (-1 and errno on failure), so that tests can fail, shorten or cut off each call. `File` and the free functions
-// below add what every caller needs: loops over short transfers and EINTR, and IoError with path, reason and fix.
-// Stateless apart from descriptors; any thread may use one FileSystem, one thread at a time a File.
+// The seam under which every byte of a checkpoint passes to the disk: one virtual function a system call, with the
+// system's own contract (-1 and errno on failure), so that tests can fail, shorten or cut off each call. `File` and the
+// free functions below add what every caller needs: loops over short transfers and EINTR, and IoError with path, reason
+// and fix. Stateless apart from descriptors; any thread may use one FileSystem, one thread at a time a File.
 #pragma once
 #include <sys/stat.h>
 #include <sys/types.h>

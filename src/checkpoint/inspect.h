@@ -1,5 +1,5 @@
-// What `temper checkpoint ls|info|verify|export` prints and reads. A path may be one checkpoint, a stage's folder of them, a
-// run's checkpoints folder, or a run directory. Nothing here writes.
+// What `temper checkpoint ls|info|verify|export` prints and reads. A path may be one checkpoint, a stage's folder of
+// them, a run's checkpoints folder, or a run directory. Nothing here writes.
 #pragma once
 #include <string>
 #include <vector>
@@ -10,7 +10,7 @@ namespace temper {
 
 std::vector<std::string> find_checkpoints(FileSystem& files, const std::string& path);  // newest first in each stage
 
-std::string list_checkpoints(FileSystem& files, const std::string& path);    // ls: one line each
+std::string list_checkpoints(FileSystem& files, const std::string& path);     // ls: one line each
 std::string describe_checkpoint(FileSystem& files, const std::string& path);  // info: header, files, tensors
 
 struct VerifyReport {

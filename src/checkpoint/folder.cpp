@@ -1,0 +1,96 @@
+#include "checkpoint/folder.h"
+
+#include <algorithm>
+
+#include "checkpoint/atomic_directory.h"
+
+namespace temper {
+namespace {
+
+bool contains(const std::vector<std::string>& sorted_names, const std::string& name) {
+  return std::binary_search(sorted_names.begin(), sorted_names.end(), name);
+}
+
+}  // namespace
+
+void write_checkpoint_folder(FileSystem& files, const std::string& path, const CheckpointHeader& header,
+                             const Mesh& mesh, std::vector<TensorRecord> tensors,
+                             const std::vector<std::vector<const char*>>& data, int num_shards) {
+  TEMPER_CHECK(data.size() == tensors.size(), "{} tensors, data of {}", tensors.size(), data.size());
+  Manifest manifest;
+  manifest.header = header;
+  manifest.writer = std::string("temper ") + TEMPER_VERSION;
+  manifest.mesh = mesh;
+  AtomicDirectory folder(files, path);
+  for (int shard = 0; shard < num_shards; ++shard) {
+    std::vector<ShardPiece> layout;
+    std::vector<WritePiece> pieces;
+    std::vector<Box*> boxes;
+    for (size_t t = 0; t < tensors.size(); ++t) {
+      const auto names = piece_names(tensors[t]);
+      for (size_t b = 0; b < tensors[t].boxes.size(); ++b) {
+        Box& box = tensors[t].boxes[b];
+        if (box.shard != shard) continue;
+        layout.push_back({names[b], tensors[t].dtype, box.size, tensors[t].shape, box.start});
+        pieces.push_back({&tensors[t], &box, data[t][b]});
+        boxes.push_back(&box);
+      }
+    }
+    const Hdf5Skeleton skeleton = make_shard_skeleton(layout);
+    for (size_t i = 0; i < boxes.size(); ++i) boxes[i]->offset = skeleton.offsets[i];
+    manifest.files.push_back(write_data_file(files, folder.path(), shard_name(shard), skeleton, pieces));
+  }
+  manifest.files.push_back(write_data_file(files, folder.path(), kGlobalName, make_global_skeleton(tensors), {}));
+  manifest.tensors = std::move(tensors);
+  const std::string text = encode_manifest(manifest);
+  parse_manifest(text,
+                 path + "/" + kManifestName);  // what cannot be read back (a hole in the coverage) is not committed
+  write_synced_file(files, folder.path() + "/" + kManifestName, text);
+  write_synced_file(files, folder.path() + "/" + kCommittedName, "");
+  folder.commit();
+}
+
+Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {
+  const std::string name = base_name(path);
+  if (!is_folder(path))
+    throw IoError("{}: there is no such folder. `temper checkpoint ls` shows the checkpoints of a run.", path);
+  if (name.find(".tmp-") != std::string::npos)
+    throw FormatError("{}: an unfinished save, not a checkpoint. Use another one.", path);
+  const auto names = list_folder(files, path);
+  if (!contains(names, kCommittedName))
+    throw FormatError("{}: {} is missing, so the save was never finished. Use another checkpoint.", path,
+                      kCommittedName);
+  if (!contains(names, kManifestName))
+    throw FormatError("{}: {} is missing. Use another checkpoint.", path, kManifestName);
+  const std::string manifest_path = path + "/" + kManifestName;
+  Manifest manifest = parse_manifest(read_whole_file(files, manifest_path, kMaxManifestBytes), manifest_path);
+  if (name.compare(0, 5, "step_") == 0 && name != step_name(manifest.header.step))
+    throw FormatError("{}: holds step {}, so its name should be {}. Use another checkpoint.", path,
+                      manifest.header.step, step_name(manifest.header.step));
+  if (File::open(files, path + "/" + kCommittedName).size_bytes() != 0)
+    throw FormatError("{}: {} is not empty. Use another checkpoint.", path, kCommittedName);
+  for (const FileRecord& record : manifest.files) {
+    if (!contains(names, record.name))
+      throw FormatError("{}: {} is missing. Use another checkpoint.", path, record.name);
+    const int64_t size_bytes = File::open(files, path + "/" + record.name).size_bytes();
+    if (size_bytes != record.size_bytes)
+      throw FormatError("{}: {} has {} bytes, {} were written. Use another checkpoint.", path, record.name, size_bytes,
+                        record.size_bytes);
+  }
+  return manifest;
+}
+
+std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,
+                                           std::vector<std::vector<ReadTarget>> targets, ReadMode mode,
+                                           bool from_disk) {
+  targets.resize(manifest.files.size());
+  std::vector<Damage> problems;
+  for (size_t i = 0; i < manifest.files.size(); ++i) {
+    auto found = read_data_file(files, path, manifest.files[i], std::move(targets[i]), mode, from_disk);
+    problems.insert(problems.end(), found.begin(), found.end());
+    if (!problems.empty() && mode == ReadMode::kStopAtFirstProblem) break;
+  }
+  return problems;
+}
+
+}  // namespace temper

@@ -1,0 +1,92 @@
+#include "checkpoint/boxes.h"
+
+#include <gmock/gmock.h>
+
+#include <numeric>
+
+namespace temper {
+namespace {
+
+using testing::HasSubstr;
+
+TensorRecord matrix(std::vector<Box> boxes) { return {"w", at::kInt, {4, 6}, std::move(boxes)}; }
+
+TEST(Boxes, EachElementInExactlyOneBoxIsAccepted) {
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0, 0}, {4, 6}}})), "");
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0, 0}, {1, 6}}, {1, 0, {1, 0}, {3, 6}}})), "");
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0, 4}, {4, 2}}, {1, 0, {0, 0}, {4, 4}}})), "");
+  EXPECT_EQ(find_coverage_fault({"scalar", at::kInt, {}, {{0, 0, {}, {}}}}), "");
+  EXPECT_EQ(find_coverage_fault({"empty", at::kInt, {3, 0}, {}}), "");
+}
+
+TEST(Boxes, HolesOverlapsAndBoxesOutsideAreNamed) {
+  EXPECT_EQ(find_coverage_fault(matrix({})), "the boxes cover 0 of 24 elements");
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0, 0}, {3, 6}}})), "the boxes cover 18 of 24 elements");
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0, 0}, {2, 6}}, {0, 48, {1, 0}, {2, 6}}})), "boxes 0 and 1 overlap");
+  EXPECT_THAT(find_coverage_fault(matrix({{0, 0, {0, 0}, {4, 6}}, {0, 0, {0, 0}, {4, 6}}})), HasSubstr("some overlap"));
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {2, 0}, {3, 6}}})), "box 0 spans [2, +3) of dimension 0, which has 4");
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0, 0}, {4, 0}}})), "box 0 spans [0, +0) of dimension 1, which has 6");
+  EXPECT_EQ(find_coverage_fault(matrix({{0, 0, {0}, {4}}})), "box 0 does not have the tensor's 2 dimensions");
+  EXPECT_THAT(find_coverage_fault({"empty", at::kInt, {3, 0}, {{0, 0, {0, 0}, {1, 1}}}}), HasSubstr("which has 0"));
+}
+
+TEST(Boxes, ManyRowOrColumnBoxesAreChecked) {
+  TensorRecord rows{"w", at::kFloat, {60000, 2}, {}};
+  TensorRecord columns{"w", at::kFloat, {2, 60000}, {}};
+  for (int64_t i = 0; i < 60000; ++i) {
+    rows.boxes.push_back({0, 0, {i, 0}, {1, 2}});
+    columns.boxes.push_back({0, 0, {0, i}, {2, 1}});
+  }
+  EXPECT_EQ(find_coverage_fault(rows), "");
+  EXPECT_EQ(find_coverage_fault(columns), "");
+  rows.boxes[41234].start[0] = 41235;
+  EXPECT_EQ(find_coverage_fault(rows), "boxes 41234 and 41235 overlap");
+  rows.boxes.resize(kMaxBoxesPerTensor + 1, rows.boxes[0]);
+  EXPECT_EQ(find_coverage_fault(rows), "65537 boxes, at most 65536 are allowed");
+}
+
+TEST(Boxes, NumElementsRefusesOverflow) {
+  EXPECT_EQ(num_elements({}), 1);
+  EXPECT_EQ(num_elements({int64_t{1} << 62, 0, int64_t{1} << 62}), 0);
+  EXPECT_EQ(num_elements({int64_t{1} << 31, int64_t{1} << 31}), int64_t{1} << 62);
+  EXPECT_EQ(num_elements({int64_t{1} << 32, int64_t{1} << 31}), -1);
+  EXPECT_EQ(num_elements({int64_t{1} << 40, int64_t{1} << 40, int64_t{1} << 40}), -1);
+}
+
+// Box rows 1-2, columns 2-4 of a 4 x 6 matrix; element (r, c) of the matrix is 10 r + c.
+TEST(Boxes, ScatterPutsEachElementInItsPlaceInPiecesOfAnyLength) {
+  const TensorRecord record = matrix({{0, 0, {1, 2}, {2, 3}}});
+  const std::vector<int32_t> contents = {12, 13, 14, 22, 23, 24};
+  for (int64_t piece = 1; piece <= 24; ++piece) {
+    std::vector<int32_t> whole(24, -1);
+    const char* bytes = reinterpret_cast<const char*>(contents.data());
+    for (int64_t begin = 0; begin < 24; begin += piece)
+      scatter_box(record, record.boxes[0], begin, bytes + begin, std::min<int64_t>(piece, 24 - begin),
+                  reinterpret_cast<char*>(whole.data()));
+    for (int r = 0; r < 4; ++r)
+      for (int c = 0; c < 6; ++c)
+        EXPECT_EQ(whole[static_cast<size_t>(r * 6 + c)], r >= 1 && r <= 2 && c >= 2 && c <= 4 ? 10 * r + c : -1);
+  }
+}
+
+TEST(Boxes, ContiguousPositionIsThatOfTheFirstByteOrNone) {
+  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {0, 0}, {4, 6}}), 0);
+  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {2, 0}, {2, 6}}), 2 * 6 * 4);
+  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {3, 1}, {1, 4}}), (3 * 6 + 1) * 4);
+  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {0, 1}, {2, 5}}), -1);
+  EXPECT_EQ(contiguous_position({"s", at::kInt, {}, {}}, {0, 0, {}, {}}), 0);
+}
+
+TEST(Boxes, EveryDtypeHasOneName) {
+  for (const char* name : {"f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u8", "bool"}) {
+    at::ScalarType dtype;
+    ASSERT_TRUE(parse_dtype(name, &dtype));
+    EXPECT_EQ(dtype_name(dtype), name);
+    EXPECT_EQ(dtype_size_bytes(dtype), static_cast<int64_t>(c10::elementSize(dtype)));
+  }
+  at::ScalarType dtype;
+  EXPECT_FALSE(parse_dtype("F32", &dtype));
+}
+
+}  // namespace
+}  // namespace temper
