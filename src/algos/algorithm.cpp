@@ -28,7 +28,7 @@ class TableAlgorithm : public Algorithm {
  public:
   TableAlgorithm(const AlgoSection& settings, const AlgoContext& context)
       : settings_(settings), context_(context), kl_coef_(settings.kl_coef) {
-    check_settings(settings_, context_);
+    check_context(settings_, context_);
   }
 
   const AlgoSection& settings() const override { return settings_; }

@@ -44,7 +44,7 @@ bool needs_old_before_loss(const AlgoSection& settings) {
          settings.num_epochs > 1 || settings.num_minibatches > 1;
 }
 
-void check_settings(const AlgoSection& settings, const AlgoContext& context) {
+void check_context(const AlgoSection& settings, const AlgoContext& context) {
   const auto needs_length = [&](std::string_view key, const auto& value) {
     if (context.max_completion_length <= 0)
       throw ConfigError("rollout.max_completion_length is missing: algo.{} = {} needs it. Give it, in tokens.", key, value);
@@ -52,25 +52,6 @@ void check_settings(const AlgoSection& settings, const AlgoContext& context) {
   if (settings.loss_agg_mode == LossAggMode::kSeqMeanTokenSumNorm)
     needs_length("loss_agg_mode", to_string(settings.loss_agg_mode));
   if (settings.overlong_buffer.len > 0) needs_length("overlong_buffer.len", settings.overlong_buffer.len);
-  if (settings.clip_ratio_c > 0 && settings.clip_ratio_c <= 1)
-    throw ConfigError("algo.clip_ratio_c is {}: allowed are 0 (off) and numbers above 1 (the default is 3)",
-                      settings.clip_ratio_c);
-  if (settings.rollout_is_min > settings.rollout_is_max)
-    throw ConfigError("algo.rollout_is_min is {}, above algo.rollout_is_max {}: lower it", settings.rollout_is_min,
-                      settings.rollout_is_max);
-  if (settings.policy_loss == PolicyLoss::kGmpo && settings.rollout_is == RolloutIs::kToken)
-    throw ConfigError("algo.policy_loss gmpo has one ratio a completion, so algo.rollout_is token has no meaning with it: "
-                      "set algo.rollout_is to sequence or none");
-  if (settings.adv_estimator == AdvEstimator::kGdpo && settings.overlong_buffer.len > 0)
-    throw ConfigError("algo.adv_estimator gdpo normalises each reward alone, so algo.overlong_buffer.len {} has no reward to "
-                      "go to: set it to 0, or write the penalty as a reward function", settings.overlong_buffer.len);
-  if (settings.adv_estimator == AdvEstimator::kGdpo && kl_in_reward(settings))
-    throw ConfigError("algo.adv_estimator gdpo normalises each reward alone, so algo.kl_placement reward has no reward to go "
-                      "to: set algo.kl_placement to loss, or algo.kl_coef to 0");
-  if (settings.distill_top_k > 0 && settings.distill_loss != DistillLoss::kForwardKl)
-    throw ConfigError("algo.distill_top_k is {}, but algo.distill_loss is {}: only forward_kl can be cut to the teacher's "
-                      "most likely tokens. Set algo.distill_top_k to 0 or algo.distill_loss to forward_kl",
-                      settings.distill_top_k, to_string(settings.distill_loss));
 }
 
 }  // namespace temper

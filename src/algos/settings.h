@@ -38,7 +38,8 @@ inline bool is_preference_loss(PolicyLoss loss) {
   return loss == PolicyLoss::kDpo || loss == PolicyLoss::kIpo || loss == PolicyLoss::kRewardModel;
 }
 
-// Throws ConfigError for what cannot be computed: settings that exclude each other, or a length that is missing.
-void check_settings(const AlgoSection& settings, const AlgoContext& context);
+// Throws ConfigError where the settings need a neighbour that is not there. What excludes each other within [algo] was
+// refused when it was read.
+void check_context(const AlgoSection& settings, const AlgoContext& context);
 
 }  // namespace temper
