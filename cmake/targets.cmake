@@ -2,7 +2,8 @@
 # temper_test(NAME [TORCH] [LABEL l] [LINK …])   tests/NAME/*_test.cpp as one binary NAME_test, its cases known to ctest.
 # Libraries with TORCH share one precompiled header: LibTorch's headers cost most of the build.
 
-set(TEMPER_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter)
+# Off: what GCC 12 says wrongly of its own headers (std::string's operator+, AVX-512 intrinsics).
+set(TEMPER_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter -Wno-restrict -Wno-maybe-uninitialized)
 
 add_library(temper_options INTERFACE)
 target_include_directories(temper_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
@@ -57,6 +58,9 @@ function(temper_test NAME)
   target_link_libraries(${NAME}_test PRIVATE temper_${NAME} ${ARG_LINK} GTest::gmock GTest::gtest GTest::gtest_main)
   if(ARG_TORCH)
     target_link_libraries(${NAME}_test PRIVATE temper_torch)
+    # -fPIC, not an executable's -fPIE: else the compiler passes over the precompiled header.
+    set_target_properties(${NAME}_test PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${NAME}_test PRIVATE -fPIC)
     target_precompile_headers(${NAME}_test REUSE_FROM temper_torch_pch)
   endif()
   include(GoogleTest)
