@@ -22,7 +22,9 @@ struct QueryRun {
   float* lse = nullptr;  // log of the sum of exp(scale * score), or null
   int64_t num_tokens = 0;
   int64_t first_position = 0;
-  const void* const* k_panels = nullptr;  // transposed panels from position 0
+  // Transposed panels from position 0. In bf16 the entries of one more tile follow, filled up with any readable panels:
+  // what is fetched ahead at the end.
+  const void* const* k_panels = nullptr;
   const void* const* v_panels = nullptr;  // row panels from position 0
 };
 

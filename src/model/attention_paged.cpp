@@ -1,6 +1,9 @@
 // The engine's side of attention: the block cache, writing it, and attending to it.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 
@@ -92,6 +95,52 @@ std::vector<PagedTask> plan_tasks(const std::vector<PagedSequence>& sequences, i
   return tasks;
 }
 
+// Panel pointers of several runs. A run's list of keys is filled up to whole tiles and continued by the first tile of
+// the next run: what the kernel fetches ahead.
+class PanelLists {
+ public:
+  void clear() {
+    pointers_.clear();
+    starts_.clear();
+  }
+  template <class Offset>
+  void add(int64_t num_panels, const Offset& offset, const char* k_base, const char* v_base) {
+    const int64_t whole = (num_panels + kPanels - 1) / kPanels * kPanels;
+    starts_.push_back({static_cast<int64_t>(pointers_.size()), whole + kPanels, num_panels});
+    for (int64_t p = 0; p < num_panels; ++p) pointers_.push_back(k_base + offset(p));
+    pointers_.resize(pointers_.size() + whole + kPanels - num_panels, pointers_.back());
+    for (int64_t p = 0; p < num_panels; ++p) pointers_.push_back(v_base + offset(p));
+  }
+  void finish() {
+    for (size_t i = 0; i + 1 < starts_.size(); ++i) {
+      const Start &from = starts_[i], &next = starts_[i + 1];
+      for (int64_t p = 0; p < std::min(kPanels, next.num_panels); ++p)
+        pointers_[from.first + from.num_keys - kPanels + p] = pointers_[next.first + p];
+    }
+  }
+  const void* const* k(int64_t i) const { return pointers_.data() + starts_[i].first; }
+  const void* const* v(int64_t i) const { return k(i) + starts_[i].num_keys; }
+
+ private:
+  static constexpr int64_t kPanels = kTileKeys / kPanelKeys;
+  struct Start {
+    int64_t first, num_keys, num_panels;  // num_keys: entries of the list of keys
+  };
+  std::vector<const void*> pointers_;
+  std::vector<Start> starts_;
+};
+
+// Asks for large pages: a step reads some KiB here and there in the whole cache.
+void advise_large_pages(const at::Tensor& x) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(x.const_data_ptr()) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(x.const_data_ptr()) + x.nbytes()) / kPage * kPage;
+  if (x.device().is_cpu() && end > begin + (uintptr_t{4} << 20))
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: failure costs time alone
+#endif
+}
+
 }  // namespace
 
 KvCache make_kv_cache(int64_t num_blocks, int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
@@ -103,7 +152,9 @@ KvCache make_kv_cache(int64_t num_blocks, int64_t num_kv_heads, int64_t block_si
   // Kernels read whole vectors: the last row of v may be read up to 15 elements past its end.
   const auto make = [&](at::IntArrayRef shape) {
     const int64_t count = num_blocks * num_kv_heads * block_size * head_dim;
-    return at::empty({count + kPanelKeys}, options).narrow(0, 0, count).view(shape);
+    const at::Tensor storage = at::empty({count + kPanelKeys}, options);
+    advise_large_pages(storage);
+    return storage.narrow(0, 0, count).view(shape);
   };
   return {make({num_blocks, num_kv_heads, panels, head_dim, kPanelKeys}),
           make({num_blocks, num_kv_heads, panels, kPanelKeys, head_dim})};
@@ -156,51 +207,56 @@ void paged_attention(const at::Tensor& q, const KvCache& cache, const std::vecto
   const std::vector<PagedTask> tasks = plan_tasks(sequences, block_size, group);
   const AttentionKernels& kernels = attention_kernels();
 
-  parallel_tasks(static_cast<int64_t>(tasks.size()) * num_kv_heads, [&](int64_t i) {
-    const PagedTask& paged = tasks[i / num_kv_heads];
-    const int64_t kv_head = i % num_kv_heads;
-    thread_local std::vector<const void*> pointers;
-    thread_local std::vector<QueryRun> runs;
-    pointers.clear();
-    runs.assign(paged.runs.size(), {});
-    int64_t num_pointers = 0;
-    const auto last_position = [&](const PagedTask::Run& run) {
-      return sequences[run.sequence].context_length - sequences[run.sequence].num_new + run.token + run.num_tokens;
-    };
-    for (const auto& run : paged.runs) num_pointers += 2 * ((last_position(run) + kPanelKeys - 1) / kPanelKeys);
-    pointers.reserve(num_pointers);
-    for (size_t r = 0; r < paged.runs.size(); ++r) {
-      const PagedTask::Run& from = paged.runs[r];
-      const PagedSequence& sequence = sequences[from.sequence];
-      const int64_t num_panels = (last_position(from) + kPanelKeys - 1) / kPanelKeys;
-      for (const char* base : {k_base, v_base}) {
-        (base == k_base ? runs[r].k_panels : runs[r].v_panels) = pointers.data() + pointers.size();
-        for (int64_t p = 0; p < num_panels; ++p) {
-          const int64_t block = sequence.blocks[p / panels_of_block];
-          const int64_t panel = (block * num_kv_heads + kv_head) * panels_of_block + p % panels_of_block;
-          pointers.push_back(base + panel * panel_bytes);
-        }
+  // All KV heads in one task, so that the end of one fetches the start of the next, unless threads would be idle.
+  const bool by_head = static_cast<int64_t>(tasks.size()) < 4 * at::get_num_threads();
+  const int64_t heads_of_task = by_head ? 1 : num_kv_heads, tasks_of_paged = num_kv_heads / heads_of_task;
+  parallel_tasks(static_cast<int64_t>(tasks.size()) * tasks_of_paged, [&](int64_t i) {
+    const PagedTask& paged = tasks[i / tasks_of_paged];
+    const int64_t first_head = i % tasks_of_paged * heads_of_task;
+    const int64_t num_runs = static_cast<int64_t>(paged.runs.size());
+    thread_local PanelLists lists;
+    lists.clear();
+    for (int64_t h = first_head; h < first_head + heads_of_task; ++h)
+      for (const PagedTask::Run& run : paged.runs) {
+        const PagedSequence& sequence = sequences[run.sequence];
+        const int64_t length = sequence.context_length - sequence.num_new + run.token + run.num_tokens;
+        lists.add((length + kPanelKeys - 1) / kPanelKeys,
+                  [&](int64_t p) {
+                    const int64_t block = sequence.blocks[p / panels_of_block];
+                    return ((block * num_kv_heads + h) * panels_of_block + p % panels_of_block) * panel_bytes;
+                  },
+                  k_base, v_base);
       }
-      const int64_t row = sequence.row_begin + from.token, head = kv_head * group;
-      runs[r].q = static_cast<const char*>(queries.const_data_ptr()) +
-                  (row * queries.stride(0) + head * queries.stride(1)) * queries.element_size();
-      runs[r].out = static_cast<char*>(out.mutable_data_ptr()) +
-                    (row * out.stride(0) + head * out.stride(1)) * out.element_size();
-      runs[r].num_tokens = from.num_tokens;
-      runs[r].first_position = sequence.context_length - sequence.num_new + from.token;
+    lists.finish();
+    thread_local std::vector<QueryRun> runs;
+    for (int64_t h = 0; h < heads_of_task; ++h) {
+      runs.assign(num_runs, {});
+      for (int64_t r = 0; r < num_runs; ++r) {
+        const PagedTask::Run& from = paged.runs[r];
+        const PagedSequence& sequence = sequences[from.sequence];
+        const int64_t row = sequence.row_begin + from.token, head = (first_head + h) * group;
+        runs[r].q = static_cast<const char*>(queries.const_data_ptr()) +
+                    (row * queries.stride(0) + head * queries.stride(1)) * queries.element_size();
+        runs[r].out = static_cast<char*>(out.mutable_data_ptr()) +
+                      (row * out.stride(0) + head * out.stride(1)) * out.element_size();
+        runs[r].num_tokens = from.num_tokens;
+        runs[r].first_position = sequence.context_length - sequence.num_new + from.token;
+        runs[r].k_panels = lists.k(h * num_runs + r);
+        runs[r].v_panels = lists.v(h * num_runs + r);
+      }
+      ForwardTask task;
+      task.runs = runs.data();
+      task.num_runs = num_runs;
+      task.shared_tiles = paged.shared_tiles;
+      task.group = group;
+      task.head_dim = head_dim;
+      task.q = {queries.stride(0), queries.stride(1)};
+      task.out = {out.stride(0), out.stride(1)};
+      task.scale = static_cast<float>(scale);
+      task.query_bf16 = q.scalar_type() == at::kBFloat16;
+      task.cache_bf16 = cache.k.scalar_type() == at::kBFloat16;
+      kernels.forward(task);
     }
-    ForwardTask task;
-    task.runs = runs.data();
-    task.num_runs = static_cast<int64_t>(runs.size());
-    task.shared_tiles = paged.shared_tiles;
-    task.group = group;
-    task.head_dim = head_dim;
-    task.q = {queries.stride(0), queries.stride(1)};
-    task.out = {out.stride(0), out.stride(1)};
-    task.scale = static_cast<float>(scale);
-    task.query_bf16 = q.scalar_type() == at::kBFloat16;
-    task.cache_bf16 = cache.k.scalar_type() == at::kBFloat16;
-    kernels.forward(task);
   });
 }
 
