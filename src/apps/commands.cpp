@@ -1,0 +1,19 @@
+#include "apps/commands.h"
+
+namespace temper {
+
+// In the order in which --help lists them. A row appears here when the command works.
+std::span<const Command> commands() {
+  static constexpr Command kCommands[] = {
+      {"run", "the whole pipeline of a configuration on this machine", run_run},
+      {"eval", "accuracy, avg@k and pass@k of a model", run_eval},
+      {"generate", "completions of prompts, with token ids and log-probabilities", run_generate},
+      {"score", "log-probabilities of given tokens or texts", run_score},
+      {"tokenize", "lines on standard input to token ids, and back", run_tokenize},
+      {"report", "one HTML page of a run: curves, throughput, completions", run_report},
+      {"checkpoint", "lists, describes and verifies checkpoints", run_checkpoint},
+  };
+  return kCommands;
+}
+
+}  // namespace temper
