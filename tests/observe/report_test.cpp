@@ -5,7 +5,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <regex>
 
 #include "core/error.h"
 #include "core/files.h"
@@ -102,7 +101,8 @@ TEST_F(Report, ShowsCompletionsWithTheirVerdictAndEscapesThem) {
 TEST_F(Report, LoadsNothingFromElsewhere) {
   small_run();
   const std::string html = report_html(read_run(dir_));
-  EXPECT_FALSE(std::regex_search(html, std::regex(R"((src|href)\s*=\s*"(?!#)|@import|url\(|fetch\(|https?://)")));
+  for (const char* reference : {"src=", "href=\"h", "href=\"/", "@import", "url(", "fetch(", "http:", "https:"})
+    EXPECT_THAT(html, Not(HasSubstr(reference)));
 }
 
 TEST_F(Report, TakesCompletionsFromAnEarlyAMiddleAndALateStep) {
