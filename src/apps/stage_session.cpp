@@ -83,6 +83,7 @@ std::optional<Task> make_task(const DataSection& data) {
   options.max_operand = data.generated.max_operand;
   options.num_items = data.generated.num_items;
   options.num_worked = data.generated.num_worked;
+  options.worked_error_share = data.generated.worked_error_share;
   options.held_out_share = data.generated.held_out_share;
   return Task::make(data.task, options);
 }

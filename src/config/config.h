@@ -66,6 +66,7 @@ struct DataSection {
     int64_t max_operand = 99;     // arithmetic, chain_sum
     int64_t num_items = 4;        // chain_sum: terms; sort, copy, reverse, count: letters
     int64_t num_worked = 2000;    // worked problems for sft
+    double worked_error_share = 0;  // of the worked problems: one off in the answer
     double held_out_share = 0.1;  // of all problems; add1 has fixed sets
     bool operator==(const Generated&) const = default;
   } generated;

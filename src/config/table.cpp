@@ -113,6 +113,10 @@ void add_data(TableBuilder& table) {
   TEMPER_KEY(data.generated.max_operand, "arithmetic, chain_sum: numbers lie in 0 to this.").at_least(1);
   TEMPER_KEY(data.generated.num_items, "chain_sum: terms; sort, copy, reverse, count: letters.").at_least(1);
   TEMPER_KEY(data.generated.num_worked, "Worked problems that sft learns from.").at_least(1);
+  TEMPER_KEY(data.generated.worked_error_share,
+             "arithmetic, chain_sum: share of worked problems whose answer is one too large, as from a careless teacher.")
+      .at_least(0)
+      .below(1);
   TEMPER_KEY(data.generated.held_out_share,
              "Share of all problems that evaluation keeps to itself; add1 has fixed sets.")
       .above(0)

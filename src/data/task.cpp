@@ -109,6 +109,9 @@ Task Task::make(const std::string& name, const TaskOptions& options) {
   if (options.max_operand < 1 || options.num_items < 1)
     throw ConfigError("task {}: max_operand {} and num_items {} must be at least 1.", name, options.max_operand,
                       options.num_items);
+  if (options.worked_error_share > 0 && name != "arithmetic" && name != "chain_sum")
+    throw ConfigError("data.generated.worked_error_share = {}: task {} has no number to be one off. Set it to 0.",
+                      options.worked_error_share, name);
   for (const Definition& definition : Definition::all())
     if (name == definition.name) return Task(definition, options);
   throw ConfigError(
@@ -164,7 +167,16 @@ std::vector<Problem> Task::worked_problems() const {
     for (int64_t i = 0; i < options_.num_worked; ++i) problems.push_back(problem(i));
     return problems;
   }
-  return distinct(kWorkedStream, options_.num_worked, false);
+  if (options_.worked_error_share == 0) return distinct(kWorkedStream, options_.num_worked, false);
+  // Drawn with repetition, so that the same problem is solved now right, now wrong.
+  std::vector<Problem> problems;
+  for (int64_t index = 0; index < options_.num_worked; ++index) {
+    problems.push_back(drawn(kWorkedStream, index, false));
+    const double u = uniform_draw({options_.seed, index, 0, 0});
+    if (u < options_.worked_error_share)
+      problems.back().completion = std::to_string(std::stoll(problems.back().answer) + 1);
+  }
+  return problems;
 }
 
 std::vector<ProblemSet> Task::eval_sets(int64_t num_problems) const {
@@ -174,8 +186,8 @@ std::vector<ProblemSet> Task::eval_sets(int64_t num_problems) const {
 }
 
 std::string Task::hash() const {
-  return xxh3_128_hex(format("{} {} {} {} {} {}", name(), options_.seed, options_.max_operand, options_.num_items,
-                             options_.num_worked, options_.held_out_share));
+  return xxh3_128_hex(format("{} {} {} {} {} {} {}", name(), options_.seed, options_.max_operand, options_.num_items,
+                             options_.num_worked, options_.worked_error_share, options_.held_out_share));
 }
 
 }  // namespace temper

@@ -54,11 +54,11 @@ void add_batch_metrics(const StepBatch& batch, PolicyVersion trainer_version, Me
 }
 
 void add_throughput_metrics(const StepWork& work, const ModelConfig& config, MetricRecord& record) {
-  const double gen_s = *record.find("timing_s/gen"), update_s = *record.find("timing_s/update_actor");
+  const double update_s = *record.find("timing_s/update_actor");
   const auto rows = static_cast<double>(work.forward_rows);
   record.set("perf/throughput", update_s > 0 ? rows / update_s : 0);  // tokens a second through the trainer
-  if (work.completion_tokens > 0 && gen_s > 0)
-    record.set("perf/rollout_tokens_per_s", static_cast<double>(work.completion_tokens) / gen_s);
+  if (const double* gen_s = record.find("timing_s/gen"); gen_s != nullptr && *gen_s > 0)
+    record.set("perf/rollout_tokens_per_s", static_cast<double>(work.completion_tokens) / *gen_s);
   if (work.peak_flops > 0 && update_s > 0) {
     // 2 operations a weight and row forward, 4 more backward; the head on completion tokens only, attention left out.
     const double head = static_cast<double>(config.vocab_size * config.hidden_size);

@@ -36,7 +36,7 @@ struct StepWork {
   double peak_flops = 0;
 };
 
-// perf/*: REQUIRES timing_s/gen and timing_s/update_actor in the record.
+// perf/*: REQUIRES timing_s/update_actor in the record, and timing_s/gen where something was generated.
 void add_throughput_metrics(const StepWork& work, const ModelConfig& config, MetricRecord& record);
 
 // Floating-point operations a second of a large matrix product, measured in about 0.1 s.

@@ -32,7 +32,7 @@ StepResult TrainLoop::step() {
 
   result.batch = build_step_batch(parts_.take_groups(counters_.next_serial, parts_.config->train.num_prompts_per_step),
                                   parts_.reward_weights);
-  timer.lap("gen");
+  timer.lap(parts_.config->algo.trains_on_rollouts() ? "gen" : "data");
   add_old_and_reference(result.batch, result.record);
   timer.skip();
   const AdvantageReport advantages = parts_.algorithm->advantages(result.batch.loss);
