@@ -65,6 +65,17 @@ void write_file_atomically(const std::string& path, std::string_view bytes) {
   sync_directory(std::filesystem::path(path).parent_path().empty() ? "." : std::filesystem::path(path).parent_path().string());
 }
 
+void check_can_write(const std::string& path) {
+  std::error_code code;
+  const auto status = std::filesystem::status(path, code);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+    throw IoError("{}: exists and is not a file. Give the name of a file.", path);
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  const std::string folder = parent.empty() ? "." : parent;
+  if (::access(folder.c_str(), W_OK | X_OK) != 0)
+    throw IoError("{}: the folder {} cannot be written to ({}). Make it, or give another path.", path, folder, reason());
+}
+
 void make_directories(const std::string& path) {
   std::error_code code;
   std::filesystem::create_directories(path, code);

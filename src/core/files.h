@@ -11,6 +11,8 @@ namespace temper {
 std::string read_file(const std::string& path);
 // Writes path.tmp-PID, fsyncs, renames, fsyncs the folder.
 void write_file_atomically(const std::string& path, std::string_view bytes);
+// IoError where write_file_atomically(path) could not work: for commands that compute long before they write.
+void check_can_write(const std::string& path);
 void make_directories(const std::string& path);
 bool file_exists(const std::string& path);
 

@@ -27,7 +27,7 @@ struct SamplingParams {
   double top_p = 1.0;
   double min_p = 0.0;
   int32_t max_new_tokens = 64;
-  std::vector<std::string> stop;    // texts; the completion's text ends before the first of them
+  std::vector<std::string> stop = {};  // texts; the completion's text ends before the first of them
   bool ignore_eos = false;          // benches: generate max_new_tokens whatever comes
   uint64_t seed = 0;
 };

@@ -1,0 +1,14 @@
+// How much memory this process may still take, and how much it has taken at most: for refusals before an allocation,
+// and for the figures of benches and metrics.
+#pragma once
+#include <cstdint>
+
+namespace temper {
+
+// The system's available memory, or what the process's control group (v2) leaves of it, whichever is less.
+int64_t available_memory_bytes();
+
+// Largest resident set so far.
+int64_t peak_rss_bytes();
+
+}  // namespace temper
