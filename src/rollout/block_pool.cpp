@@ -1,0 +1,31 @@
+#include "rollout/block_pool.h"
+
+#include "core/error.h"
+
+namespace temper {
+
+BlockPool::BlockPool(int64_t num_blocks) : num_holders_(static_cast<size_t>(num_blocks), 0) {
+  TEMPER_CHECK(num_blocks > 0 && num_blocks <= INT32_MAX, "{} blocks", num_blocks);
+  free_.reserve(num_holders_.size());
+  for (int64_t block = num_blocks - 1; block >= 0; --block) free_.push_back(static_cast<int32_t>(block));
+}
+
+int32_t BlockPool::allocate() {
+  TEMPER_CHECK(!free_.empty(), "all {} blocks are taken", num_blocks());
+  const int32_t block = free_.back();
+  free_.pop_back();
+  num_holders_[static_cast<size_t>(block)] = 1;
+  return block;
+}
+
+void BlockPool::share(int32_t block) {
+  TEMPER_CHECK(num_holders(block) > 0, "block {} is free and cannot be shared", block);
+  ++num_holders_[static_cast<size_t>(block)];
+}
+
+void BlockPool::release(int32_t block) {
+  TEMPER_CHECK(num_holders(block) > 0, "block {} is released twice", block);
+  if (--num_holders_[static_cast<size_t>(block)] == 0) free_.push_back(block);
+}
+
+}  // namespace temper

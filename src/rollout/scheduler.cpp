@@ -1,0 +1,170 @@
+#include "rollout/scheduler.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace temper {
+
+void Scheduler::add(Group& group) {
+  for (const auto& sequence : group.sequences) waiting_.push_back(sequence.get());
+}
+
+std::vector<ScheduledSequence> Scheduler::schedule() {
+  const int64_t preemptions = num_preemptions_;
+  for (size_t i = 0; i < running_.size();)
+    if (running_[i]->num_uncomputed() > 1 || grow_or_preempt(i)) ++i;
+  if (num_preemptions_ == preemptions) admit();
+
+  std::vector<ScheduledSequence> plan;
+  plan.reserve(running_.size());
+  const auto decodes = [](const Sequence* sequence) { return sequence->num_uncomputed() == 1; };
+  int64_t budget = std::max(options_.max_tokens_per_step, options_.max_num_seqs) -
+                   std::count_if(running_.begin(), running_.end(), decodes);
+  bool prefills = false;
+  for (Sequence* sequence : running_) {
+    const int64_t wanted = sequence->num_uncomputed();
+    int64_t num_new = wanted;
+    if (wanted > 1) {
+      num_new = std::min(wanted, budget);
+      // Whole prompts: one that exceeds the budget on its own gets a step of its own.
+      if (!options_.enable_chunked_prefill && num_new < wanted) num_new = prefills ? 0 : wanted;
+      if (num_new <= 0) continue;
+      budget -= num_new;
+      prefills = true;
+    }
+    plan.push_back({sequence, num_new});
+  }
+  TEMPER_CHECK(!plan.empty() || idle(), "{} sequences wait and none can run: {} of {} blocks free", waiting_.size(),
+               pool_.num_free(), pool_.num_blocks());
+  return plan;
+}
+
+// A block for the next token of a decoding sequence. False: the sequence itself had to go.
+bool Scheduler::grow_or_preempt(size_t index) {
+  Sequence& sequence = *running_[index];
+  while (static_cast<int64_t>(sequence.blocks.size()) < num_blocks(sequence.length())) {
+    if (pool_.num_free() > 0) {
+      sequence.blocks.push_back(pool_.allocate());
+      continue;
+    }
+    preempt_last();
+    if (running_.size() == index) return false;
+  }
+  return true;
+}
+
+void Scheduler::preempt_last() {
+  Sequence& sequence = *running_.back();
+  running_.pop_back();
+  free_blocks(sequence);
+  if (sequence.group->leader == &sequence) sequence.group->leader = nullptr;
+  waiting_.push_front(&sequence);
+  ++num_preemptions_;
+}
+
+void Scheduler::preempt_all() {
+  while (!running_.empty()) preempt_last();
+}
+
+// Lets waiting sequences join while there is a slot, and blocks for the tokens they bring plus one for everybody's
+// growth.
+void Scheduler::admit() {
+  if (waiting_.empty() || num_running() >= options_.max_num_seqs) return;
+  int64_t num_reserved = num_reserved_slots();
+  for (auto next = waiting_.begin(); next != waiting_.end();) {
+    Sequence& sequence = **next;
+    Group& group = *sequence.group;
+    if (group.leader != nullptr) {  // forks soon
+      ++next;
+      continue;
+    }
+    if (num_running() + num_reserved >= options_.max_num_seqs) return;
+    const Sequence* donor = donor_of(sequence);
+    // At least one token must be computed, and never into a shared block.
+    const int64_t num_shared =
+        donor == nullptr ? 0 : std::min(group.prompt_length(), sequence.length() - 1) / options_.block_size;
+    const int64_t num_needed = num_blocks(sequence.length()) - num_shared;
+    if (pool_.num_free() < num_needed + num_running()) return;
+
+    for (int64_t i = 0; i < num_shared; ++i) {
+      const int32_t block = donor->blocks[static_cast<size_t>(i)];
+      pool_.share(block);
+      sequence.blocks.push_back(block);
+    }
+    for (int64_t i = 0; i < num_needed; ++i) sequence.blocks.push_back(pool_.allocate());
+    sequence.num_computed = num_shared * options_.block_size;
+    next = waiting_.erase(next);
+    join(sequence);
+    if (options_.enable_prefix_sharing && donor == nullptr && sequence.length() == group.prompt_length()) {
+      group.leader = &sequence;
+      num_reserved = num_reserved_slots();
+    }
+  }
+}
+
+// Behind the last running member of its group, or at the end.
+void Scheduler::join(Sequence& sequence) {
+  const auto member = std::find_if(running_.rbegin(), running_.rend(),
+                                   [&](const Sequence* other) { return other->group == sequence.group; });
+  running_.insert(member == running_.rend() ? running_.end() : member.base(), &sequence);
+}
+
+// Slots that the waiting members of groups with a leader will take.
+int64_t Scheduler::num_reserved_slots() const {
+  return std::count_if(waiting_.begin(), waiting_.end(),
+                       [](const Sequence* sequence) { return sequence->group->leader != nullptr; });
+}
+
+// A running member of the group whose full prompt blocks are computed.
+const Sequence* Scheduler::donor_of(const Sequence& sequence) const {
+  if (!options_.enable_prefix_sharing) return nullptr;
+  for (const auto& member : sequence.group->sequences)
+    if (member->num_computed >= sequence.group->prompt_length()) return member.get();
+  return nullptr;
+}
+
+std::vector<Fork> Scheduler::fork(Sequence& leader) {
+  Group& group = *leader.group;
+  TEMPER_CHECK(group.leader == &leader && leader.num_computed == group.prompt_length(),
+               "only a leader that is done forks");
+  group.leader = nullptr;
+  const bool partial = group.prompt_length() % options_.block_size != 0;
+  std::vector<Fork> forks;
+  for (const auto& member : group.sequences) {
+    if (member.get() == &leader || member->finished || member->length() != group.prompt_length()) continue;
+    if (num_running() >= options_.max_num_seqs || pool_.num_free() < num_running() + partial) break;
+    waiting_.remove(member.get());
+    Fork fork{member.get()};
+    member->blocks = leader.blocks;
+    if (partial) {
+      fork.copy_from = leader.blocks.back();
+      fork.copy_to = member->blocks.back() = pool_.allocate();
+    }
+    for (size_t i = 0; i + partial < member->blocks.size(); ++i) pool_.share(member->blocks[i]);
+    member->num_computed = leader.num_computed;
+    join(*member);
+    forks.push_back(fork);
+  }
+  return forks;
+}
+
+void Scheduler::retire(const std::vector<Sequence*>& sequences) {
+  if (sequences.empty()) return;
+  for (Sequence* sequence : sequences) {
+    sequence->finished = true;
+    if (sequence->group->leader == sequence) sequence->group->leader = nullptr;
+    free_blocks(*sequence);
+  }
+  const auto done = [](const Sequence* sequence) { return sequence->finished; };
+  if (std::erase_if(running_, done) < sequences.size()) waiting_.remove_if(done);
+}
+
+void Scheduler::free_blocks(Sequence& sequence) {
+  // The first blocks last: they are the first to be used again.
+  for (auto block = sequence.blocks.rbegin(); block != sequence.blocks.rend(); ++block) pool_.release(*block);
+  sequence.blocks.clear();
+  sequence.num_computed = 0;
+}
+
+}  // namespace temper

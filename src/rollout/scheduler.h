@@ -1,0 +1,75 @@
+// Decides what each engine step computes: one token of every decoding sequence, then chunks of prompts up to the token
+// budget. Sequences join when a slot and blocks are free, first come first served; when a decoding sequence finds no
+// block, the last in line gives its blocks up and is computed anew later (drawn tokens are kept).
+//
+// A group's prompt is computed once: its first sequence leads, the others wait; fork() then gives them the full blocks
+// of the prompt by reference and a copy of the last, partial one. A sequence that joins later takes the full prompt
+// blocks from any running one of its group. Nothing but sequences holds blocks, so preemption can always free them all.
+// No tensors, one thread.
+#pragma once
+#include <cstdint>
+#include <list>
+#include <vector>
+
+#include "rollout/block_pool.h"
+#include "rollout/sequence.h"
+
+namespace temper {
+
+struct SchedulerOptions {
+  int64_t max_num_seqs = 64;
+  int64_t max_tokens_per_step = 2048;
+  int64_t block_size = 16;
+  bool enable_prefix_sharing = true;
+  bool enable_chunked_prefill = true;
+};
+
+struct ScheduledSequence {
+  Sequence* sequence = nullptr;
+  int64_t num_new = 0;  // tokens from num_computed on
+};
+
+struct Fork {
+  Sequence* sequence = nullptr;
+  int32_t copy_from = -1;  // the partial block and its copy; -1: the prompt ends with its block
+  int32_t copy_to = -1;
+};
+
+class Scheduler {
+ public:
+  Scheduler(const SchedulerOptions& options, BlockPool& pool) : options_(options), pool_(pool) {}
+
+  void add(Group& group);
+  // Members of a group lie next to each other, so that attention reads their shared blocks once. Empty: nothing to do.
+  std::vector<ScheduledSequence> schedule();
+  // Once the leader's prompt is computed and before its first token is drawn: the waiting members that find a slot,
+  // which now run and have the same tokens computed as the leader.
+  std::vector<Fork> fork(Sequence& leader);
+  // Takes finished (or cancelled) sequences out and frees their blocks.
+  void retire(const std::vector<Sequence*>& sequences);
+  // All running sequences back to the queue, in order: their cache is void (new weights, released memory).
+  void preempt_all();
+
+  bool idle() const { return running_.empty() && waiting_.empty(); }
+  int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t num_preemptions() const { return num_preemptions_; }
+
+ private:
+  bool grow_or_preempt(size_t index);
+  void preempt_last();
+  void admit();
+  void join(Sequence& sequence);
+  int64_t num_reserved_slots() const;
+  const Sequence* donor_of(const Sequence& sequence) const;
+  int64_t num_blocks(int64_t tokens) const { return (tokens + options_.block_size - 1) / options_.block_size; }
+  void free_blocks(Sequence& sequence);
+
+  SchedulerOptions options_;
+  BlockPool& pool_;
+  std::list<Sequence*> waiting_;    // in the order of arrival; preempted ones in front
+  std::vector<Sequence*> running_;  // in the order of joining, groups together
+  int64_t num_preemptions_ = 0;
+};
+
+}  // namespace temper
