@@ -33,7 +33,7 @@ fi
 
 part "fetch SmolLM2-135M-Instruct" scripts/fetch_smollm2.sh
 part "tokenizer parity on the real model" .deps/python/bin/python tests/support/compare_tokenizer.py
-part "transformers parity" .deps/python/bin/python tests/support/compare_transformers.py build/release/temper models/SmolLM2-135M-Instruct
+part "transformers parity" .deps/python/bin/python tests/support/compare_transformers.py --temper build/release/temper --model models/SmolLM2-135M-Instruct
 part "quickstart" scripts/quickstart.sh --checkpoint.resume=never
 
 printf '\n[nightly] summary\n'

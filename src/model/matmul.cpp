@@ -20,13 +20,20 @@ constexpr int64_t kColumns = PackedMatrix::kTileColumns;
 constexpr int64_t kInnerChunk = 256;  // of a weight gradient's sum over tokens
 constexpr int64_t kInnerStep = 64;    // its padding: bounds the number of compiled kernels
 
-// One brgemm call for any number of rows: kernels are compiled per shape, so rows go in powers of two.
+// f32 sums are cut into pieces of the inner dimension, each summed in registers and then added: the rounding error of a long
+// sum falls with the square root of their number. bf16 operands are rounded far more coarsely than that.
 template <class T>
-void tile_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b, float* c) {
+constexpr int64_t kSumPiece = std::is_same_v<T, at::BFloat16> ? INT64_MAX : 64;
+
+// Any number of rows: kernels are compiled per shape, so rows go in powers of two.
+template <class T>
+void tile_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b,
+                  float* c) {
   constexpr bool kPairs = std::is_same_v<T, at::BFloat16>;
   for (int64_t step = kRows; rows > 0; step /= 2) {
     while (rows >= step) {
-      blas::brgemm(step, kColumns, inner, lda, ldb, ldc, add, a, b, c, kPairs);
+      for (int64_t k = 0; k < inner; k += std::min(kSumPiece<T>, inner - k))
+        blas::brgemm(step, kColumns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb, c, kPairs);
       a += step * lda;
       c += step * ldc;
       rows -= step;

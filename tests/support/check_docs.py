@@ -18,7 +18,8 @@ def main():
             problems.append(f"{page.relative_to(ROOT)} is missing")
             continue
         for number, line in enumerate(page.read_text().splitlines(), 1):
-            names = [name for name in re.findall(r"`([\w./-]+)`", line) if name.split("/")[0] in FIRST_PARTS and "/" in name]
+            names = [name for name in re.findall(r"`([\w./-]+)`", line) if name.split("/")[0] in FIRST_PARTS and "/" in name
+                     and not re.search(r"[A-Z]{4,}/|/[A-Z]{4,}", name)]  # FOLDER, UNIT: placeholders
             links = [name for name in re.findall(r"\]\(([^)#\s]+)", line) if "://" not in name]
             for name in names:
                 if not name.startswith(MADE) and not (ROOT / name).exists():
