@@ -138,6 +138,87 @@ void bench_decode(int64_t num_sequences, int64_t context, int64_t shared, int64_
   }
 }
 
+// GB of memory traffic at least needed: reported as gb_per_cpu_s.
+void report_bandwidth(const std::string& name, const std::string& variant, const Times& times, double gb) {
+  std::printf(
+      "{\"bench\": \"kernels\", \"threads\": %d, \"kernel\": \"%s\", \"variant\": \"%s\", \"ms\": %.4f, "
+      "\"cpu_ms\": %.4f, \"gb_per_cpu_s\": %.2f}\n",
+      at::get_num_threads(), name.c_str(), variant.c_str(), times.wall_ms, times.cpu_ms, gb / times.cpu_ms * 1e3);
+  std::fflush(stdout);
+}
+
+void bench_elementwise(int64_t num_rows) {
+  const int64_t hidden = 576, inner = 1536, heads = 9, kv_heads = 3, head_dim = 64;
+  const std::string rows = std::to_string(num_rows) + " rows ";
+  const double count = static_cast<double>(num_rows) * 1e-9;
+  const at::Tensor x = at::randn({num_rows, hidden}).set_requires_grad(true);
+  const at::Tensor weight = at::ones({hidden}).set_requires_grad(true);
+  const at::Tensor gate_up = at::randn({num_rows, 2 * inner}).to(at::kBFloat16).set_requires_grad(true);
+  const at::Tensor qkv =
+      at::randn({num_rows, heads + 2 * kv_heads, head_dim}).to(at::kBFloat16).set_requires_grad(true);
+  const at::Tensor angle = at::randn({num_rows, head_dim / 2}), cos = angle.cos(), sin = angle.sin();
+  const at::Tensor positions = at::arange(num_rows, at::kLong);
+  const auto both = [&](const std::string& name, const std::string& variant, const std::vector<at::Tensor>& inputs,
+                        double forward_gb, double backward_gb, const std::function<at::Tensor()>& run) {
+    report_bandwidth(rows + name + " forward", variant, measure([&] {
+                       at::NoGradGuard guard;
+                       run();
+                     }),
+                     forward_gb);
+    const at::Tensor out = run(), grad = at::randn_like(out);
+    report_bandwidth(rows + name + " backward", variant,
+                     measure([&] { torch::autograd::grad({out}, inputs, {grad}, true); }), backward_gb);
+  };
+  const double norm = count * static_cast<double>(hidden) * 6, gate = count * static_cast<double>(inner) * 6;
+  const double turn = count * static_cast<double>((heads + 2 * kv_heads) * head_dim) * 4;
+  both("rms_norm", "temper", {x, weight}, norm, norm / 6 * 10,
+       [&] { return rms_norm(x, weight, 1e-5, at::kBFloat16); });
+  both("rms_norm", "aten", {x, weight}, norm, norm / 6 * 10,
+       [&] { return reference::rms_norm(x, weight, 1e-5, at::kBFloat16); });
+  both("silu_mul", "temper", {gate_up}, gate, gate / 6 * 10, [&] { return silu_mul(gate_up, at::kBFloat16); });
+  both("silu_mul", "aten", {gate_up}, gate, gate / 6 * 10, [&] { return reference::silu_mul(gate_up, at::kBFloat16); });
+  both("rope of qkv", "temper", {qkv}, turn, turn,
+       [&] { return norm_rope_qkv(qkv, heads, kv_heads, {}, {}, 1e-5, cos, sin, positions); });
+  both("rope of qkv", "aten", {qkv}, turn, turn,
+       [&] { return reference::norm_rope_qkv(qkv, heads, kv_heads, {}, {}, 1e-5, cos, sin, positions); });
+}
+
+void bench_vocab(int64_t num_rows) {
+  const int64_t vocab = 49152;
+  const at::Tensor logits = at::randn({num_rows, vocab}) * 3;
+  const at::Tensor targets = at::randint(0, vocab, {num_rows}, at::kLong), grad = at::randn({num_rows});
+  const double gb = static_cast<double>(num_rows * vocab) * 4e-9;
+  const std::string name = std::to_string(num_rows) + " x 49152 ";
+  report_bandwidth(name + "log-probability", "temper", measure([&] { vocab_statistics(logits, 1.0, targets, false); }),
+                   gb);
+  report_bandwidth(name + "log-probability and entropy", "temper",
+                   measure([&] { vocab_statistics(logits, 1.0, targets, true); }), gb);
+  report_bandwidth(name + "log-probability", "aten",
+                   measure([&] { at::log_softmax(logits, -1).gather(1, targets.unsqueeze(1)); }), gb);
+  const at::Tensor sums = row_logsumexp(logits, 1.0);
+  at::Tensor buffer = logits.clone();
+  report_bandwidth(name + "backward in place", "temper",
+                   measure([&] { logits_backward_(buffer, 1.0, targets, sums, grad); }), 2 * gb);
+  const auto draw = [&](const std::string& what, double temperature, const TokenFilter& filter) {
+    const float* data = logits.const_data_ptr<float>();
+    report_bandwidth(name + "draw " + what, "temper", measure([&] {
+                       at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
+                         for (int64_t r = begin; r < end; ++r)
+                           draw_token(data + r * vocab, vocab, temperature, filter, 0.37);
+                       });
+                     }),
+                     gb);
+  };
+  draw("temperature 1", 1, {});
+  draw("temperature 0.7", 0.7, {});
+  draw("temperature 0", 0, {});
+  draw("top-k 50", 1, {.top_k = 50});
+  draw("top-p 0.9", 1, {.top_p = 0.9});
+  draw("top-k 50, top-p 0.9, min-p 0.05", 0.8, {.top_k = 50, .top_p = 0.9, .min_p = 0.05});
+  report_bandwidth(name + "draw temperature 1", "aten", measure([&] { at::multinomial(at::softmax(logits, -1), 1); }),
+                   gb);
+}
+
 }  // namespace
 }  // namespace temper
 
@@ -169,5 +250,8 @@ int main(int argc, char** argv) {
   bench_decode(64, 200, 0, 30);
   bench_decode(64, 200, 80, 30);
   bench_decode(1, 2000, 0, 30);
+  bench_elementwise(2048);
+  bench_elementwise(64);
+  bench_vocab(64);
   return 0;
 }

@@ -43,20 +43,22 @@ VocabStatistics statistics_reference(const at::Tensor& logits, double inv_temper
 }
 
 void backward_reference(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
-                        const at::Tensor& logsumexp, const at::Tensor& grad, const at::Tensor& entropy,
+                        const at::Tensor& logsumexp, const at::Tensor& given_grad, const at::Tensor& entropy,
                         const at::Tensor& entropy_grad) {
+  const at::Tensor grad = given_grad.to(logits.scalar_type());
   const at::Tensor log_p = logits * inv_temperature - logsumexp.unsqueeze(1), p = log_p.exp();
   const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
-  const at::Tensor row_grad = grad.masked_fill(inside.logical_not(), 0);
-  at::Tensor result = -p * row_grad.unsqueeze(1);
+  at::Tensor result = -p * grad.unsqueeze(1);
   if (entropy_grad.defined())
     result = result - p * (log_p.clamp_min(-100) + entropy.unsqueeze(1)) * entropy_grad.unsqueeze(1);
-  result.scatter_add_(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1), row_grad.unsqueeze(1));
+  result.scatter_add_(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1),
+                      grad.masked_fill(inside.logical_not(), 0).unsqueeze(1));
   logits.copy_(result * inv_temperature);
 }
 
-// Tokens are kept from the largest logit down until their weights reach share of the total. values is reordered.
-float nucleus_threshold(std::vector<float>& values, float maximum, float inv_temperature, double needed) {
+// The smallest of the values that are kept when they are taken from the largest down until their weights reach needed.
+// values is reordered.
+float select_nucleus(std::vector<float>& values, float maximum, float inv_temperature, double needed) {
   const auto weight = [&](float x) { return std::exp(static_cast<double>(x - maximum) * inv_temperature); };
   auto first = values.begin(), last = values.end();
   while (last - first > 32) {
@@ -77,6 +79,34 @@ float nucleus_threshold(std::vector<float>& values, float maximum, float inv_tem
     if (needed <= 0) return *first;
   }
   return *(last - 1);
+}
+
+// The same for the whole row: halves the range of logits in which the answer lies until few candidates are left.
+float nucleus_of_row(const float* logits, int64_t vocab, float maximum, float inv_temperature, double top_p) {
+  const VocabRowKernels& kernels = vocab_row_kernels();
+  std::vector<float> weights(vocab), values;
+  kernels.weights(logits, vocab, maximum, inv_temperature, weights.data());
+  const double total = kernels.sum_kept(logits, weights.data(), vocab, kLowest), needed = top_p * total;
+  if (!(total > 0)) return kLowest;
+  // Tokens lighter than (1 - top_p) * total / V cannot hold more than 1 - top_p together: the answer lies above them.
+  const double lightest = (1 - top_p) * total / static_cast<double>(vocab) * 0.999;
+  float low = maximum + static_cast<float>(std::log(lightest) / inv_temperature), high = maximum;
+  double above = 0;  // weight of the logits from high on, less than needed
+  for (int pass = 0; pass < 8; ++pass) {
+    const float middle = low + (high - low) / 2;
+    if (!(middle > low && middle < high)) break;
+    const double sum = kernels.sum_kept(logits, weights.data(), vocab, middle);
+    if (sum >= needed) {
+      low = middle;
+    } else {
+      high = middle;
+      above = sum;
+    }
+  }
+  kernels.collect(logits, vocab, low, values);
+  if (above > 0)
+    values.erase(std::remove_if(values.begin(), values.end(), [&](float x) { return x >= high; }), values.end());
+  return values.empty() ? high : select_nucleus(values, maximum, inv_temperature, needed - above);
 }
 
 // The k-th largest logit; values become those that are not smaller.
@@ -172,7 +202,7 @@ void logits_backward_(at::Tensor& logits, double inv_temperature, const at::Tens
       RowGradient row;
       row.inv_temperature = static_cast<float>(inv_temperature);
       row.logsumexp = value(sums, r);
-      row.grad = inside ? value(grads, r) : 0.0f;
+      row.grad = value(grads, r);
       row.entropy = value(entropies, r);
       row.entropy_grad = value(entropy_grads, r);
       kernels.differentiate(rows + r * vocab, vocab, row);
@@ -195,18 +225,12 @@ float filter_threshold(const float* logits, int64_t vocab, float inv_temperature
   std::vector<float> values;
   const bool by_count = filter.top_k > 0 && filter.top_k < vocab;
   if (by_count) threshold = top_k_threshold(logits, vocab, filter.top_k, values);
-  if (filter.top_p < 1.0) {
+  if (filter.top_p < 1.0 && by_count) {
     double total = 0;
-    if (by_count) {
-      for (const float x : values) total += std::exp(static_cast<double>(x - top) * inv_temperature);
-    } else {
-      // Tokens lighter than (1 - top_p) * total / V cannot hold more than 1 - top_p together: the set lies above them.
-      total = kernels.sum_weights(logits, vocab, top, inv_temperature, kLowest, nullptr, nullptr);
-      const double lightest = (1 - filter.top_p) * total / static_cast<double>(vocab) * 0.999;
-      kernels.collect(logits, vocab, top + static_cast<float>(std::log(lightest) / inv_temperature), values);
-    }
-    if (!values.empty())
-      threshold = std::max(threshold, nucleus_threshold(values, top, inv_temperature, filter.top_p * total));
+    for (const float x : values) total += std::exp(static_cast<double>(x - top) * inv_temperature);
+    threshold = std::max(threshold, select_nucleus(values, top, inv_temperature, filter.top_p * total));
+  } else if (filter.top_p < 1.0) {
+    threshold = nucleus_of_row(logits, vocab, top, inv_temperature, filter.top_p);
   }
   if (filter.min_p > 0)
     threshold = std::max(threshold, top + static_cast<float>(std::log(filter.min_p) / inv_temperature));

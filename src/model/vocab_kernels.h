@@ -27,7 +27,8 @@ at::Tensor row_entropy(const at::Tensor& logits, double inv_temperature);    // 
 // In place, the gradient of sum_i grad[i] * log p(target_i) + entropy_grad[i] * entropy_i by the logits:
 //   logits <- ((onehot(target) - p) * grad - p * (log p + entropy) * entropy_grad) * inv_temperature
 // with p = exp(logits * inv_temperature - logsumexp). grad, logsumexp (and entropy, entropy_grad, or both undefined)
-// [n]. A target outside [0, V) takes no part in grad: its row gets the entropy's term alone.
+// [n]. The logits may be some columns of a larger vocabulary, logsumexp and entropy being the whole's: a target outside
+// [0, V) has no onehot here. Masked rows have grad 0.
 void logits_backward_(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
                       const at::Tensor& logsumexp, const at::Tensor& grad, const at::Tensor& entropy = {},
                       const at::Tensor& entropy_grad = {});

@@ -27,6 +27,9 @@ struct VocabRowKernels {
                   double cumulative, double target);
   // -softmax * grad - softmax * (log softmax + entropy) * entropy_grad, times inv_temperature, in place.
   void (*differentiate)(float* logits, int64_t vocab, const RowGradient& row);
+  void (*weights)(const float* logits, int64_t count, float maximum, float inv_temperature, float* weights);
+  // Sum of the weights of the logits >= threshold.
+  double (*sum_kept)(const float* logits, const float* weights, int64_t count, float threshold);
   void (*block_maxima)(const float* logits, int64_t vocab, float* maxima);  // of each kMaximaBlock
   void (*collect)(const float* logits, int64_t vocab, float threshold,
                   std::vector<float>& values);  // those >= threshold
