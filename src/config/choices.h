@@ -7,7 +7,7 @@
 
 namespace temper {
 
-enum class Device { kAuto, kCpu, kCuda };
+enum class Device { kAuto, kCpu };
 enum class Dtype { kAuto, kF32, kBf16 };
 enum class RolloutKind { kAuto, kInline };
 enum class Shard { kNone };

@@ -57,8 +57,7 @@ void add_run(TableBuilder& table) {
   TEMPER_KEY(run.deterministic,
              "Same binary, configuration and threads give the same bits; resuming continues bit for bit.")
       .whole_run();
-  TEMPER_KEY(run.device, "Where tensors live; auto takes a GPU that this build of LibTorch can use, else the CPU.")
-      .whole_run();
+  TEMPER_KEY(run.device, "Where tensors live; this version computes on the CPU.").whole_run();
   TEMPER_KEY(run.dtype,
              "Compute type; master weights are f32. auto: bf16 where the processor multiplies it, else f32.");
 }
@@ -113,8 +112,9 @@ void add_data(TableBuilder& table) {
   TEMPER_KEY(data.generated.max_operand, "arithmetic, chain_sum: numbers lie in 0 to this.").at_least(1);
   TEMPER_KEY(data.generated.num_items, "chain_sum: terms; sort, copy, reverse, count: letters.").at_least(1);
   TEMPER_KEY(data.generated.num_worked, "Worked problems that sft learns from.").at_least(1);
-  TEMPER_KEY(data.generated.worked_error_share,
-             "arithmetic, chain_sum: share of worked problems whose answer is one too large, as from a careless teacher.")
+  TEMPER_KEY(
+      data.generated.worked_error_share,
+      "arithmetic, chain_sum: share of worked problems whose answer is one too large, as from a careless teacher.")
       .at_least(0)
       .below(1);
   TEMPER_KEY(data.generated.held_out_share,

@@ -105,6 +105,12 @@ void check_rollouts(const StageConfig& s, Messages* out) {
                           s.algo.overlong_buffer.len, r.max_completion_length));
 }
 
+void check_engine(const StageConfig& s, Messages* out) {
+  if (s.rollout.block_size % 16 != 0)
+    out->push_back(format("rollout.block_size = {} is no multiple of 16. Round it to {}.", s.rollout.block_size,
+                          (s.rollout.block_size + 15) / 16 * 16));
+}
+
 void check_train(const StageConfig& s, Messages* out) {
   const int64_t per_step = s.train.num_prompts_per_step * (s.algo.trains_on_rollouts() ? s.rollout.num_generations : 1);
   if (s.algo.num_minibatches > per_step)
@@ -130,6 +136,7 @@ Messages stage_conflicts(const StageConfig& stage) {
   check_data(stage, &conflicts);
   check_rewards(stage, &conflicts);
   check_rollouts(stage, &conflicts);
+  check_engine(stage, &conflicts);
   check_train(stage, &conflicts);
   for (std::string& message : algo_conflicts(stage.algo)) conflicts.push_back(std::move(message));
   return conflicts;

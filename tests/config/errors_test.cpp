@@ -77,6 +77,8 @@ TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
   EXPECT_THAT(error_of_override("--train.ranks=2"), HasSubstr("train.ranks = 2 is out of range. Allowed: 1."));
   EXPECT_THAT(error_of_override("--train.shard=full"),
               HasSubstr("train.shard = \"full\" is not known. Allowed: none."));
+  EXPECT_THAT(error_of_override("--run.device=cuda"),
+              HasSubstr("run.device = \"cuda\" is not known. Allowed: auto, cpu."));
   EXPECT_THAT(error_of_override("--train.recompute=true"),
               HasSubstr("train.recompute = true is not possible yet. Allowed: false."));
 }
@@ -215,6 +217,11 @@ TEST(ConfigErrors, TrainingOnGreedyRolloutsIsRefused) {
               AllOf(HasSubstr("rollout.temperature = 0 is greedy"), HasSubstr("Set it above 0"),
                     HasSubstr("eval.temperature")));
   EXPECT_EQ(parse_config(kBase, {"--rollout.temperature=0", "--algo.preset=sft"}).rollout.temperature, 0);
+}
+
+TEST(ConfigErrors, CacheBlocksAreMultiplesOf16) {
+  EXPECT_THAT(error_of_override("--rollout.block_size=20"),
+              HasSubstr("rollout.block_size = 20 is no multiple of 16. Round it to 32."));
 }
 
 TEST(ConfigErrors, AlgoCombinationsOfTheContract) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "config/table.h"
 #include "tests/config/config_cases.h"
 
@@ -188,6 +190,17 @@ TEST(ConfigModel, TheLayerThatNamesTheModelReplacesTheOneBelow) {
   EXPECT_EQ(own.stages[1].model.init.family, "");
   EXPECT_EQ(own.stages[1].data.task, "");
   EXPECT_EQ(own.stages[0].data.task, "arithmetic");
+}
+
+TEST(ShippedConfigs, LoadWithoutWarnings) {
+  const std::filesystem::path root = std::filesystem::path(TEMPER_TEST_DATA) / ".." / ".." / "..";
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(root.lexically_normal() / "configs")) {
+    if (entry.path().extension() != ".toml") continue;
+    ++count;
+    EXPECT_THAT(load_config(entry.path().string()).warnings, IsEmpty()) << entry.path();
+  }
+  EXPECT_GT(count, 0);
 }
 
 // --- the presets, as docs/algorithms.md lists them
