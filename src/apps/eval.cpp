@@ -29,7 +29,8 @@ Question question_of_config(const CommandLine& line) {
   Question question{config.stages.back(), line.given("model") ? line.text("model") : config.run_dir() + "/model"};
   if (!line.given("model") && !file_exists(question.model + "/config.json")) {
     if (config.stages.front().model.path.empty())
-      throw ConfigError("{} has no model yet. Run temper run {} first, or give --model DIR.", question.model, line.text("CONFIG"));
+      throw ConfigError("{} has no model yet. Run temper run {} first, or give --model DIR.", question.model,
+                        line.text("CONFIG"));
     question.model = config.stages.front().model.path;
     log_info("{} has no model yet: evaluating the model it starts from, {}", config.run_dir(), question.model);
   }
@@ -42,7 +43,9 @@ Question question_of_options(const CommandLine& line) {
   if (line.given("data") == line.given("task"))
     throw ConfigError("give either --data FILE (JSONL with prompts and answers) or --task NAME.");
   std::vector<std::string> settings = line.overrides();
-  const auto set = [&](const std::string& key, const std::string& value) { settings.insert(settings.begin(), key + "=" + value); };
+  const auto set = [&](const std::string& key, const std::string& value) {
+    settings.insert(settings.begin(), key + "=" + value);
+  };
   set("model.path", quoted(line.text("model")));
   if (line.given("data")) {
     set("data.path", quoted(line.text("data")));
@@ -63,7 +66,8 @@ Question question_of_options(const CommandLine& line) {
 }  // namespace
 
 int run_eval(int argc, char** argv) {
-  CommandLine line("eval", "Prints accuracy, and for several completions avg@k and pass@k, as one JSON line an evaluation set.",
+  CommandLine line("eval",
+                   "Prints accuracy, and for several completions avg@k and pass@k, as one JSON line an evaluation set.",
                    "CONFIG [--section.key=value …] | --model DIR --data FILE");
   line.add_positional("CONFIG", /*required=*/false);
   line.add_option("model", "DIR", "model directory; with CONFIG by default the model that its run left");
@@ -101,19 +105,24 @@ int run_eval(int argc, char** argv) {
     for (const auto& [name, value] : record.values) out[name.substr(name.rfind('/') + 1)] = value;
     std::cout << out.dump() << "\n";
   }
-  if (text) std::cout << nlohmann::ordered_json{{"name", text->name}, {"bits_per_char", bits_per_character(policy, *text, 512)}}.dump() << "\n";
+  if (text)
+    std::cout << nlohmann::ordered_json{{"name", text->name}, {"bits_per_char", bits_per_character(policy, *text, 512)}}
+                     .dump()
+              << "\n";
   if (line.given("out")) {
     std::string lines;
     for (const auto& set : groups)
       for (const RolloutGroup& group : set) {
-        CompletionRecord record{.stage = "eval", .step = 0, .prompt = group.prompt.text, .answer = group.prompt.answer, .completions = {}};
+        CompletionRecord record{
+            .stage = "eval", .step = 0, .prompt = group.prompt.text, .answer = group.prompt.answer, .completions = {}};
         for (const Completion& completion : group.completions) {
           CompletionEntry entry;
           entry.text = completion.text;
           entry.finish_reason = completion.finish_reason;
           entry.error = completion.error;
           const auto names = rollouts.reward_names();
-          for (size_t k = 0; k < completion.rewards.size(); ++k) entry.rewards.emplace_back(names[k], completion.rewards[k]);
+          for (size_t k = 0; k < completion.rewards.size(); ++k)
+            entry.rewards.emplace_back(names[k], completion.rewards[k]);
           record.completions.push_back(std::move(entry));
         }
         lines += to_json(record) + "\n";

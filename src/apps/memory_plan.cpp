@@ -19,8 +19,8 @@ std::string gib(double bytes) {
   return text;
 }
 
-// What autograd keeps of one token in one block, in elements of f32 and of the compute dtype: the two norms' inputs; normed
-// rows, qkv before and after the rotation, attention's output, gate and up, and their product.
+// What autograd keeps of one token in one block, in elements of f32 and of the compute dtype: the two norms' inputs;
+// normed rows, qkv before and after the rotation, attention's output, gate and up, and their product.
 double activation_bytes(const ModelConfig& model, double element) {
   const auto hidden = static_cast<double>(model.hidden_size), wide = static_cast<double>(model.intermediate_size);
   const auto qkv = static_cast<double>(model.q_size() + 2 * model.kv_size()), q = static_cast<double>(model.q_size());
@@ -39,7 +39,8 @@ std::string MemoryPlan::table() const {
   std::string text;
   char row[256];
   for (const MemoryLine& line : lines) {
-    std::snprintf(row, sizeof row, "  %-28s %12s   %s\n", line.what.c_str(), gib(line.bytes).c_str(), line.arithmetic.c_str());
+    std::snprintf(row, sizeof row, "  %-28s %12s   %s\n", line.what.c_str(), gib(line.bytes).c_str(),
+                  line.arithmetic.c_str());
     text += row;
   }
   std::snprintf(row, sizeof row, "  %-28s %12s   of %s free\n", "total", gib(total_bytes()).c_str(),
@@ -55,7 +56,9 @@ ModelConfig stage_model_config(const StageConfig& stage, const std::string& dire
 MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   const auto parameters = static_cast<double>(num_parameters(model));
   const double element = compute_dtype(stage.run.dtype) == at::kBFloat16 ? 2 : 4;
-  const auto per_parameter = [&](double bytes) { return format("{} parameters x {} bytes", num_parameters(model), bytes); };
+  const auto per_parameter = [&](double bytes) {
+    return format("{} parameters x {} bytes", num_parameters(model), bytes);
+  };
   const auto micro = static_cast<double>(stage.train.max_tokens_per_micro_batch);
   MemoryPlan plan;
   plan.lines.push_back({"master weights (f32)", per_parameter(4), 4 * parameters});
@@ -65,16 +68,19 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   plan.lines.push_back({"packed for backward", per_parameter(element), element * parameters});
   if (stage.algo.needs_reference()) plan.lines.push_back({"reference", per_parameter(element), element * parameters});
   const double per_token = activation_bytes(model, element) * static_cast<double>(model.num_layers);
-  plan.lines.push_back({"activations", format("{} tokens a micro-batch x {} bytes", stage.train.max_tokens_per_micro_batch, per_token),
+  plan.lines.push_back({"activations",
+                        format("{} tokens a micro-batch x {} bytes", stage.train.max_tokens_per_micro_batch, per_token),
                         micro * per_token});
   const double vocabulary_block = std::min<double>(2048, static_cast<double>(model.vocab_size));
-  plan.lines.push_back({"logits of a block", format("{} tokens x {} of the vocabulary x {} bytes", micro, vocabulary_block, 4 + 3 * element),
+  plan.lines.push_back({"logits of a block",
+                        format("{} tokens x {} of the vocabulary x {} bytes", micro, vocabulary_block, 4 + 3 * element),
                         micro * vocabulary_block * (4 + 3 * element)});
   if (stage.algo.trains_on_rollouts()) {
     const double kv_token = 2.0 * static_cast<double>(model.num_layers * model.kv_size()) * element;
     const auto tokens = static_cast<double>(
         std::min(stage.rollout.max_num_seqs, stage.train.num_prompts_per_step * stage.rollout.num_generations) *
-            stage.rollout.max_completion_length + stage.train.num_prompts_per_step * stage.data.max_prompt_length);
+            stage.rollout.max_completion_length +
+        stage.train.num_prompts_per_step * stage.data.max_prompt_length);
     plan.lines.push_back({"KV cache, at most", format("{} tokens x {} bytes", tokens, kv_token), tokens * kv_token});
   }
   plan.lines.push_back({"program and libraries", "", kRuntimeBytes});
@@ -85,8 +91,11 @@ void refuse_if_too_large(const StageConfig& stage, const std::string& directory)
   const MemoryPlan plan = plan_memory(stage, stage_model_config(stage, directory));
   const auto available = static_cast<double>(available_memory_bytes());
   if (plan.total_bytes() <= available) return;
-  throw ConfigError("stage {} needs {} of memory, {} is free:\n{}Lower train.max_tokens_per_micro_batch or rollout.max_num_seqs, or use a "
-                    "smaller model.", stage.name, gib(plan.total_bytes()), gib(available), plan.table());
+  throw ConfigError(
+      "stage {} needs {} of memory, {} is free:\n{}Lower train.max_tokens_per_micro_batch or rollout.max_num_seqs, or "
+      "use a "
+      "smaller model.",
+      stage.name, gib(plan.total_bytes()), gib(available), plan.table());
 }
 
 }  // namespace temper

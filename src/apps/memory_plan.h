@@ -1,4 +1,5 @@
-// What a stage will take of memory, on paper before in practice: printed by --dry-run, and a refusal where it cannot fit.
+// What a stage will take of memory, on paper before in practice: printed by --dry-run, and a refusal where it cannot
+// fit.
 #pragma once
 #include <cstdint>
 #include <string>

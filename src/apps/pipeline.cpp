@@ -46,12 +46,15 @@ StartPoint find_start(const Config& config, const RunDirectory& run) {
     const bool done = fs::exists(run.stage_model(stage) + "/config.json");
     if (named ? *named == stage.name : !done) break;
     if (!done)
-      throw ConfigError("checkpoint.resume = {}: it belongs to stage {}, but stage {} before it has left no model in {}. Resume with "
-                        "auto, or start afresh with --checkpoint.resume=never.", resume, *named, stage.name, run.stage_model(stage));
+      throw ConfigError(
+          "checkpoint.resume = {}: it belongs to stage {}, but stage {} before it has left no model in {}. Resume with "
+          "auto, or start afresh with --checkpoint.resume=never.",
+          resume, *named, stage.name, run.stage_model(stage));
     start.first_version += stage.train.max_steps;
   }
   if (named && start.stage == config.stages.size())
-    throw ConfigError("checkpoint.resume = {}: it belongs to stage {}, which this configuration does not have.", resume, *named);
+    throw ConfigError("checkpoint.resume = {}: it belongs to stage {}, which this configuration does not have.", resume,
+                      *named);
   if (start.stage < config.stages.size()) start.model = start_model(config, run, start.stage);
   return start;
 }
@@ -87,7 +90,8 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
   RunDirectory run(config);
   log_device(config);
   if (fs::exists(run.model() + "/config.json") && config.checkpoint.resume == "auto") {
-    log_info("{} is finished: its model is in {}. Start afresh with --checkpoint.resume=never.", run.path(), run.model());
+    log_info("{} is finished: its model is in {}. Start afresh with --checkpoint.resume=never.", run.path(),
+             run.model());
     return ExitCode::kDone;
   }
   StartPoint start = find_start(config, run);
@@ -97,10 +101,12 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
     refuse_if_too_large(stage, start.model);
     StageSession session(stage, start.model, run, dump_toml(config), start.first_version);
     std::optional<int64_t> step;
-    if (i == start.stage || stage.checkpoint.resume == "auto") step = session.resume(i == start.stage ? start.checkpoint : "");
+    if (i == start.stage || stage.checkpoint.resume == "auto")
+      step = session.resume(i == start.stage ? start.checkpoint : "");
     if (!sinks_open) {
       const bool resumed = step.has_value() || i > 0;
-      run.open_sinks(resume_point(config, i, step.value_or(-1)), start.first_version + step.value_or(0) + (step ? 1 : 0), resumed);
+      run.open_sinks(resume_point(config, i, step.value_or(-1)),
+                     start.first_version + step.value_or(0) + (step ? 1 : 0), resumed);
       sinks_open = true;
     }
     if (session.run() == StageOutcome::kStopped) {
@@ -117,7 +123,8 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
     const ModelSource last = load_model_source(run.stage_model(config.stages.back()));
     FileSystem files;
     write_directory_atomically(files, run.model(), [&](const std::string& folder) {
-      write_model_files(folder, last.model.config, last.model.parameters, export_dtype(config, config.stages.size() - 1));
+      write_model_files(folder, last.model.config, last.model.parameters,
+                        export_dtype(config, config.stages.size() - 1));
       last.tokenizer->save(folder);
     });
   }

@@ -1,5 +1,5 @@
-// The stages of a run on this machine, one after the other, each from the model that the one before it handed on; resumable at
-// any point. `temper run` is this.
+// The stages of a run on this machine, one after the other, each from the model that the one before it handed on;
+// resumable at any point. `temper run` is this.
 #pragma once
 #include <string>
 

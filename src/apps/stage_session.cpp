@@ -38,8 +38,9 @@ ModelSource make_new_model(const ModelInit& init, int64_t seed) {
   if (!bytes) source.chat = ChatTemplate::load(init.tokenizer);
   const Tokenizer& tokenizer = *source.tokenizer;
   if (init.vocab_size > 0 && init.vocab_size < tokenizer.vocab_size())
-    throw ConfigError("model.init.vocab_size = {}: the tokenizer has {} ids. Leave the key out, or give at least as many.",
-                      init.vocab_size, tokenizer.vocab_size());
+    throw ConfigError(
+        "model.init.vocab_size = {}: the tokenizer has {} ids. Leave the key out, or give at least as many.",
+        init.vocab_size, tokenizer.vocab_size());
   TokenizerFacts facts;
   facts.vocab_size = tokenizer.vocab_size();
   facts.eos_token_ids.assign(tokenizer.eos_ids().begin(), tokenizer.eos_ids().end());
@@ -100,7 +101,8 @@ std::vector<EvalSet> make_eval_sets(const StageConfig& stage, const PromptEncode
       sets.push_back({set.name, PromptDataset::of_problems(set.name, set.problems, encoder).prompts()});
   } else if (stage.data.held_out_share > 0) {
     const auto dataset = PromptDataset::load(stage.data.path, dataset_options(stage.data, false), encoder);
-    sets.push_back({dataset.name(), first_prompts(dataset.split(stage.data.held_out_share).second, stage.eval.num_prompts)});
+    sets.push_back(
+        {dataset.name(), first_prompts(dataset.split(stage.data.held_out_share).second, stage.eval.num_prompts)});
   }
   return sets;
 }
@@ -148,8 +150,9 @@ RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer,
                            const std::optional<Task>& task)
     : rewards_(make_rewards(stage.reward, task ? &*task : nullptr)),
       engine_(model, tokenizer, engine_options(stage.rollout)),
-      source_(engine_,
-              [this, timeout_s = stage.reward.timeout_s](RolloutGroup& group) { score_group(rewards_, group, timeout_s); }) {}
+      source_(engine_, [this, timeout_s = stage.reward.timeout_s](RolloutGroup& group) {
+        score_group(rewards_, group, timeout_s);
+      }) {}
 
 std::vector<std::string> RolloutStack::reward_names() const {
   std::vector<std::string> names;
@@ -168,7 +171,7 @@ struct StageSession::Parts {
   std::optional<PromptEncoder> encoder;
   std::optional<PromptStream> prompts;  // stages that train on rollouts
   std::optional<SftDataset> examples;   // sft
-  std::vector<int64_t> learned;            // the examples that are not held out
+  std::vector<int64_t> learned;         // the examples that are not held out
   std::optional<ShuffleOrder> order;    // of the examples
   std::vector<EvalSet> eval_sets;
   std::vector<EvalText> eval_texts;
@@ -290,7 +293,8 @@ void StageSession::Parts::load_data() {
           "data.path = {}: no example is left to train on ({} were longer than train.max_tokens_per_micro_batch = {}).",
           stage.data.path, examples->num_skipped(), stage.train.max_tokens_per_micro_batch);
     for (int64_t i = 0; i < examples->size(); ++i)
-      if (task || !is_held_out(examples->prompt_texts()[static_cast<size_t>(i)], stage.data.held_out_share)) learned.push_back(i);
+      if (task || !is_held_out(examples->prompt_texts()[static_cast<size_t>(i)], stage.data.held_out_share))
+        learned.push_back(i);
     order.emplace(static_cast<int64_t>(learned.size()), static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
     header.data_hash = examples->hash();
   } else if (task) {
@@ -305,13 +309,11 @@ void StageSession::Parts::load_data() {
   eval_sets = make_eval_sets(stage, *encoder, task);
   if (const auto text = make_eval_text(stage.eval.bits_per_char_path, *tokenizer)) eval_texts.push_back(*text);
   if (task) return;  // held out by a hash
-  if (examples)
-  {
+  if (examples) {
     std::vector<std::string> texts;
     for (const int64_t i : learned) texts.push_back(examples->prompt_texts()[static_cast<size_t>(i)]);
     warn_of_overlap(texts);
-  }
-  else if (const PromptDataset* dataset = prompts->dataset()) {
+  } else if (const PromptDataset* dataset = prompts->dataset()) {
     std::vector<std::string> texts;
     for (const Prompt& prompt : dataset->prompts()) texts.push_back(prompt.text);
     warn_of_overlap(texts);

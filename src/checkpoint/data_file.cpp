@@ -173,7 +173,7 @@ FileRecord write_data_file(FileSystem& files, const std::string& folder, const s
 }
 
 std::vector<Damage> read_data_file(FileSystem& files, const std::string& folder, const FileRecord& record,
-                                    std::vector<ReadTarget> targets, ReadMode mode, bool from_disk) {
+                                   std::vector<ReadTarget> targets, ReadMode mode, bool from_disk) {
   const File file = File::open(files, folder + "/" + record.name);
   if (from_disk) files.drop_cache(file.descriptor());
   std::vector<Damage> problems;

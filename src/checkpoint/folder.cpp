@@ -81,8 +81,7 @@ Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {
 }
 
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,
-                                           std::vector<std::vector<ReadTarget>> targets, ReadMode mode,
-                                           bool from_disk) {
+                                          std::vector<std::vector<ReadTarget>> targets, ReadMode mode, bool from_disk) {
   targets.resize(manifest.files.size());
   std::vector<Damage> problems;
   for (size_t i = 0; i < manifest.files.size(); ++i) {

@@ -62,12 +62,12 @@ struct DataSection {
   bool shuffle = true;
   // Parameters of generated tasks; each task uses those that concern it.
   struct Generated {
-    int64_t seed = 1;             // of the problem stream; run.seed does not change it
-    int64_t max_operand = 99;     // arithmetic, chain_sum
-    int64_t num_items = 4;        // chain_sum: terms; sort, copy, reverse, count: letters
-    int64_t num_worked = 2000;    // worked problems for sft
+    int64_t seed = 1;               // of the problem stream; run.seed does not change it
+    int64_t max_operand = 99;       // arithmetic, chain_sum
+    int64_t num_items = 4;          // chain_sum: terms; sort, copy, reverse, count: letters
+    int64_t num_worked = 2000;      // worked problems for sft
     double worked_error_share = 0;  // of the worked problems: one off in the answer
-    double held_out_share = 0.1;  // of all problems; add1 has fixed sets
+    double held_out_share = 0.1;    // of all problems; add1 has fixed sets
     bool operator==(const Generated&) const = default;
   } generated;
   bool operator==(const DataSection&) const = default;

@@ -10,9 +10,7 @@ inline double seconds_since_epoch() {
 
 class Stopwatch {
  public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
   double restart() {
     const double elapsed = seconds();
     start_ = std::chrono::steady_clock::now();

@@ -1,6 +1,6 @@
-// The five kinds of failure that end a command, each with its exit code (Slurm scripts decide by it), and TEMPER_CHECK for
-// invariants. Throw them with a message that says what, where, which values, and what to do; catch them in main() only, at a
-// thread's top, or for one documented retry.
+// The five kinds of failure that end a command, each with its exit code (Slurm scripts decide by it), and TEMPER_CHECK
+// for invariants. Throw them with a message that says what, where, which values, and what to do; catch them in main()
+// only, at a thread's top, or for one documented retry.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -28,11 +28,11 @@ class Error : public std::runtime_error {
   ExitCode exit_code_;
 };
 
-#define TEMPER_ERROR_KIND(Name, code)                                                                  \
-  class Name : public Error {                                                                          \
-   public:                                                                                             \
-    template <class... Args>                                                                           \
-    explicit Name(std::string_view text, const Args&... args) : Error(code, format(text, args...)) {}  \
+#define TEMPER_ERROR_KIND(Name, code)                                                                 \
+  class Name : public Error {                                                                         \
+   public:                                                                                            \
+    template <class... Args>                                                                          \
+    explicit Name(std::string_view text, const Args&... args) : Error(code, format(text, args...)) {} \
   }
 
 TEMPER_ERROR_KIND(ConfigError, ExitCode::kConfig);      // a setting, argument or combination that cannot work
@@ -50,9 +50,9 @@ class InvariantError : public std::logic_error {
 
 }  // namespace temper
 
-#define TEMPER_CHECK(condition, ...)                                                                             \
-  do {                                                                                                           \
-    if (!(condition))                                                                                            \
+#define TEMPER_CHECK(condition, ...)                                                                                 \
+  do {                                                                                                               \
+    if (!(condition))                                                                                                \
       throw ::temper::InvariantError(::temper::format("{}:{}: check failed: {}: {}", __FILE__, __LINE__, #condition, \
-                                                      ::temper::format(__VA_ARGS__)));                           \
+                                                      ::temper::format(__VA_ARGS__)));                               \
   } while (false)

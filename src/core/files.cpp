@@ -53,16 +53,19 @@ std::string read_file(const std::string& path) {
 void write_file_atomically(const std::string& path, std::string_view bytes) {
   const std::string temporary = format("{}.tmp-{}", path, ::getpid());
   const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (descriptor < 0) throw IoError("{}: cannot be created ({}). Check that the folder exists and is writable.", temporary, reason());
+  if (descriptor < 0)
+    throw IoError("{}: cannot be created ({}). Check that the folder exists and is writable.", temporary, reason());
   bool good = write_all(descriptor, bytes) && ::fsync(descriptor) == 0;
   const std::string why = reason();
   good = ::close(descriptor) == 0 && good;
   if (good && ::rename(temporary.c_str(), path.c_str()) != 0) good = false;
   if (!good) {
     ::unlink(temporary.c_str());
-    throw IoError("{}: writing {} bytes failed ({}). Free some space or choose another folder.", path, bytes.size(), why);
+    throw IoError("{}: writing {} bytes failed ({}). Free some space or choose another folder.", path, bytes.size(),
+                  why);
   }
-  sync_directory(std::filesystem::path(path).parent_path().empty() ? "." : std::filesystem::path(path).parent_path().string());
+  sync_directory(
+      std::filesystem::path(path).parent_path().empty() ? "." : std::filesystem::path(path).parent_path().string());
 }
 
 void check_can_write(const std::string& path) {
@@ -73,13 +76,16 @@ void check_can_write(const std::string& path) {
   const std::string parent = std::filesystem::path(path).parent_path().string();
   const std::string folder = parent.empty() ? "." : parent;
   if (::access(folder.c_str(), W_OK | X_OK) != 0)
-    throw IoError("{}: the folder {} cannot be written to ({}). Make it, or give another path.", path, folder, reason());
+    throw IoError("{}: the folder {} cannot be written to ({}). Make it, or give another path.", path, folder,
+                  reason());
 }
 
 void make_directories(const std::string& path) {
   std::error_code code;
   std::filesystem::create_directories(path, code);
-  if (code) throw IoError("{}: the folder cannot be made ({}). Check the parent's permissions and free space.", path, code.message());
+  if (code)
+    throw IoError("{}: the folder cannot be made ({}). Check the parent's permissions and free space.", path,
+                  code.message());
 }
 
 bool file_exists(const std::string& path) {
@@ -117,15 +123,16 @@ MappedFile::MappedFile(MappedFile&& other) noexcept : data_(other.data_), size_b
 }
 
 FileLock::FileLock(const std::string& path) : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
-  if (descriptor_ < 0) throw IoError("{}: the lock file cannot be opened ({}). Check the folder's permissions.", path, reason());
+  if (descriptor_ < 0)
+    throw IoError("{}: the lock file cannot be opened ({}). Check the folder's permissions.", path, reason());
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
     char holder[256] = {};
     const ssize_t size = ::pread(descriptor_, holder, sizeof holder - 1, 0);
     ::close(descriptor_);
     std::string name(holder, size > 0 ? static_cast<size_t>(size) : 0);
     while (!name.empty() && name.back() == '\n') name.pop_back();
-    throw ConfigError("{}: this run directory is in use by {}. Wait for it, stop it, or choose another --run.name.", path,
-                      name.empty() ? "another process" : name);
+    throw ConfigError("{}: this run directory is in use by {}. Wait for it, stop it, or choose another --run.name.",
+                      path, name.empty() ? "another process" : name);
   }
   char host[256] = "unknown";
   ::gethostname(host, sizeof host - 1);

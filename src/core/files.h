@@ -1,5 +1,6 @@
-// Small-file input and output: whole reads, atomic writes (never half a file under a final name), read-only mappings, the
-// lock of a run directory, appended JSON lines. Errors are IoError with path, reason and fix. (The checkpoint writer has its own layer.)
+// Small-file input and output: whole reads, atomic writes (never half a file under a final name), read-only mappings,
+// the lock of a run directory, appended JSON lines. Errors are IoError with path, reason and fix. (The checkpoint
+// writer has its own layer.)
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -43,7 +44,8 @@ class FileLock {
   int descriptor_;
 };
 
-// Appends whole lines with one write(2) each. A failed append (disk full) returns false: the caller counts it and goes on.
+// Appends whole lines with one write(2) each. A failed append (disk full) returns false: the caller counts it and goes
+// on.
 class LineWriter {
  public:
   // keep_bytes: the file is first cut to this length (resume); -1 keeps all.

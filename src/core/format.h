@@ -1,5 +1,5 @@
-// format("{} of {}", a, b): each {} becomes the next argument as operator<< prints it. Enough for messages, and it keeps
-// fmt (of which LibTorch and Debian ship different versions) out of every header.
+// format("{} of {}", a, b): each {} becomes the next argument as operator<< prints it. Enough for messages, and it
+// keeps fmt (of which LibTorch and Debian ship different versions) out of every header.
 #pragma once
 #include <sstream>
 #include <string>

@@ -25,7 +25,9 @@ std::string hex64(uint64_t value) {
 
 Xxh3Stream::Xxh3Stream() : state_(XXH3_createState()) { XXH3_128bits_reset(as_state(state_)); }
 Xxh3Stream::~Xxh3Stream() { XXH3_freeState(as_state(state_)); }
-void Xxh3Stream::update(const void* data, size_t size_bytes) { XXH3_128bits_update(as_state(state_), data, size_bytes); }
+void Xxh3Stream::update(const void* data, size_t size_bytes) {
+  XXH3_128bits_update(as_state(state_), data, size_bytes);
+}
 std::string Xxh3Stream::digest_hex() const { return hex128(XXH3_128bits_digest(as_state(state_))); }
 
 }  // namespace temper

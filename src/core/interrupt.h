@@ -1,5 +1,5 @@
-// SIGINT, SIGTERM and SIGUSR1 ask the run to stop at the next safe point: finish the step, save, exit 75. A second SIGINT
-// ends the process at once.
+// SIGINT, SIGTERM and SIGUSR1 ask the run to stop at the next safe point: finish the step, save, exit 75. A second
+// SIGINT ends the process at once.
 #pragma once
 
 namespace temper {

@@ -11,9 +11,9 @@
 namespace temper {
 namespace {
 
-std::mutex mutex;                         // orders hooks and lines
-void (*before_line)() = nullptr;          // guarded by mutex
-void (*after_line)() = nullptr;           // guarded by mutex
+std::mutex mutex;                 // orders hooks and lines
+void (*before_line)() = nullptr;  // guarded by mutex
+void (*after_line)() = nullptr;   // guarded by mutex
 
 spdlog::logger& logger() {
   static const auto instance = [] {
@@ -28,11 +28,16 @@ spdlog::logger& logger() {
 
 spdlog::level::level_enum spdlog_level(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarning: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
-    case LogLevel::kOff: return spdlog::level::off;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
+    case LogLevel::kOff:
+      return spdlog::level::off;
   }
   return spdlog::level::info;
 }

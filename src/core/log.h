@@ -13,7 +13,8 @@ LogLevel parse_log_level(std::string_view name);  // debug, info, warning, error
 void set_log_level(LogLevel level);
 void set_log_file(const std::string& path);  // every line is also appended there
 
-// A progress bar owns the last line of the terminal: `before` erases it and `after` draws it again around each log line.
+// A progress bar owns the last line of the terminal: `before` erases it and `after` draws it again around each log
+// line.
 void set_log_hooks(void (*before)(), void (*after)());
 
 void log_text(LogLevel level, const std::string& text);

@@ -10,9 +10,9 @@ namespace temper {
 
 struct MetricRecord {
   std::string stage;
-  int64_t step = 0;             // within the stage; 0 = evaluated before the first step
+  int64_t step = 0;  // within the stage; 0 = evaluated before the first step
   int64_t policy_version = 0;
-  double time = 0;              // seconds since the Unix epoch
+  double time = 0;                                     // seconds since the Unix epoch
   std::vector<std::pair<std::string, double>> values;  // in the order of emission
 
   void set(std::string_view name, double value) {

@@ -1,5 +1,5 @@
-// Random numbers. SplitMix64 for streams of generated problems and shuffles; Philox for sampling, where a draw depends on
-// its coordinates alone (seed, serial, completion, position) and never on what was drawn before it.
+// Random numbers. SplitMix64 for streams of generated problems and shuffles; Philox for sampling, where a draw depends
+// on its coordinates alone (seed, serial, completion, position) and never on what was drawn before it.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -17,7 +17,9 @@ class SplitMix64 {
     return z ^ (z >> 31);
   }
   // lo <= value <= hi, by remainder (the bias is below 2^-50 for the small ranges used here).
-  int64_t in_range(int64_t lo, int64_t hi) { return lo + static_cast<int64_t>(next() % static_cast<uint64_t>(hi - lo + 1)); }
+  int64_t in_range(int64_t lo, int64_t hi) {
+    return lo + static_cast<int64_t>(next() % static_cast<uint64_t>(hi - lo + 1));
+  }
   uint64_t state() const { return state_; }
 
  private:
@@ -40,9 +42,9 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
 // Coordinates of one sampled token.
 struct DrawKey {
   uint64_t seed = 0;
-  int64_t serial = 0;        // the prompt's: line index in generate, running number in training
-  int32_t completion = 0;    // index in the group
-  int32_t position = 0;      // index of the token in the completion
+  int64_t serial = 0;      // the prompt's: line index in generate, running number in training
+  int32_t completion = 0;  // index in the group
+  int32_t position = 0;    // index of the token in the completion
 };
 
 // Uniform in [0, 1), 53 bits.

@@ -21,11 +21,12 @@ struct ProblemSet {
 };
 
 struct TaskOptions {
-  uint64_t seed = 1;            // of the problem stream
-  int64_t max_operand = 99;     // arithmetic, chain_sum: numbers in 0..max_operand
-  int64_t num_items = 4;        // chain_sum: terms; sort, copy, reverse, count: length
-  int64_t num_worked = 12000;   // worked problems for SFT; fewer where the task has fewer
-  double worked_error_share = 0;  // of the worked problems: a careless teacher, one off in the answer; arithmetic, chain_sum
+  uint64_t seed = 1;          // of the problem stream
+  int64_t max_operand = 99;   // arithmetic, chain_sum: numbers in 0..max_operand
+  int64_t num_items = 4;      // chain_sum: terms; sort, copy, reverse, count: length
+  int64_t num_worked = 2000;  // worked problems for SFT; fewer where the task has fewer
+  double worked_error_share =
+      0;  // of the worked problems: a careless teacher, one off in the answer; arithmetic, chain_sum
   double held_out_share = 0.1;  // of all problems
 };
 

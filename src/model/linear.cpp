@@ -29,7 +29,8 @@ at::Tensor backward_product(const at::Tensor& dy_any, const at::Tensor& x, const
 
 // The weights outlive the graph: the model owns them, and a graph lives for one micro-batch.
 struct Linear : torch::autograd::Function<Linear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const LinearWeights* weights, at::ScalarType out_dtype) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const LinearWeights* weights,
+                            at::ScalarType out_dtype) {
     context->save_for_backward({x});
     context->saved_data["weights"] = reinterpret_cast<int64_t>(weights);
     return weights->forward.multiply(x, out_dtype, weights->bias);
@@ -41,7 +42,8 @@ struct Linear : torch::autograd::Function<Linear> {
 };
 
 struct LinearAdd : torch::autograd::Function<LinearAdd> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& residual, const at::Tensor& x, const LinearWeights* weights) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& residual, const at::Tensor& x,
+                            const LinearWeights* weights) {
     context->save_for_backward({x});
     context->saved_data["weights"] = reinterpret_cast<int64_t>(weights);
     at::Tensor out = residual.clone();
@@ -57,7 +59,8 @@ struct LinearAdd : torch::autograd::Function<LinearAdd> {
 
 }  // namespace
 
-void LinearWeights::load(const at::Tensor& weight, const at::Tensor& bias_master, at::ScalarType compute, bool trainable) {
+void LinearWeights::load(const at::Tensor& weight, const at::Tensor& bias_master, at::ScalarType compute,
+                         bool trainable) {
   forward.pack(weight, compute);
   if (trainable) backward.pack_transposed(weight, compute);
   if (bias_master.defined()) bias = round_to(bias_master, compute);

@@ -1,6 +1,6 @@
-// What a linear layer multiplies with: weights packed for generation, and where they are trained also packed for the backward
-// product, with the place their gradient is summed. The same call serves the engine and the trainer.
-// Weight gradients go straight into f32 buffers (views of one flat tensor), never through autograd: many micro-batches add up
+// What a linear layer multiplies with: weights packed for generation, and where they are trained also packed for the
+// backward product, with the place their gradient is summed. The same call serves the engine and the trainer. Weight
+// gradients go straight into f32 buffers (views of one flat tensor), never through autograd: many micro-batches add up
 // without rounding, and no second copy exists.
 #pragma once
 #include <ATen/core/Tensor.h>

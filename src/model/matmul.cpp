@@ -20,8 +20,8 @@ constexpr int64_t kColumns = PackedMatrix::kTileColumns;
 constexpr int64_t kInnerChunk = 256;  // of a weight gradient's sum over tokens
 constexpr int64_t kInnerStep = 64;    // its padding: bounds the number of compiled kernels
 
-// f32 sums are cut into pieces of the inner dimension, each summed in registers and then added: the rounding error of a long
-// sum falls with the square root of their number. bf16 operands are rounded far more coarsely than that.
+// f32 sums are cut into pieces of the inner dimension, each summed in registers and then added: the rounding error of a
+// long sum falls with the square root of their number. bf16 operands are rounded far more coarsely than that.
 template <class T>
 constexpr int64_t kSumPiece = std::is_same_v<T, at::BFloat16> ? INT64_MAX : 64;
 
@@ -33,7 +33,8 @@ void tile_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t
   for (int64_t step = kRows; rows > 0; step /= 2) {
     while (rows >= step) {
       for (int64_t k = 0; k < inner; k += std::min(kSumPiece<T>, inner - k))
-        blas::brgemm(step, kColumns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb, c, kPairs);
+        blas::brgemm(step, kColumns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb,
+                     c, kPairs);
       a += step * lda;
       c += step * ldc;
       rows -= step;
@@ -65,7 +66,8 @@ void pack_tiles(const float* weight, int64_t outputs, int64_t inputs, int64_t st
         T* to = out + k * kColumns;
         for (int64_t n = 0; n < kColumns; ++n)
           for (int64_t p = 0; p < kPair; ++p)
-            to[n * kPair + p] = n < columns && k + p < inputs ? static_cast<T>(from[n * stride_output + p * stride_input]) : T(0);
+            to[n * kPair + p] =
+                n < columns && k + p < inputs ? static_cast<T>(from[n * stride_output + p * stride_input]) : T(0);
       }
     }
   });
@@ -94,8 +96,8 @@ void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute) {
     packed_ = at::empty({tiles, padded_inputs_, kColumns}, at::TensorOptions(compute));
   for_each_dtype(compute, [&](auto zero) {
     using T = decltype(zero);
-    pack_tiles<T>(weight.const_data_ptr<float>(), num_outputs_, num_inputs_, weight.stride(0), weight.stride(1), padded_inputs_,
-                  packed_.mutable_data_ptr<T>());
+    pack_tiles<T>(weight.const_data_ptr<float>(), num_outputs_, num_inputs_, weight.stride(0), weight.stride(1),
+                  padded_inputs_, packed_.mutable_data_ptr<T>());
   });
 }
 
@@ -154,7 +156,8 @@ namespace {
 
 // Rows contiguous, in the compute dtype, and (bf16 with odd K) padded by a zero column.
 at::Tensor as_operand(const at::Tensor& x, at::ScalarType compute, int64_t inputs, int64_t padded_inputs) {
-  TEMPER_CHECK(x.dim() == 2 && x.size(1) == inputs, "x has {} columns, the weight {}", x.dim() == 2 ? x.size(1) : -1, inputs);
+  TEMPER_CHECK(x.dim() == 2 && x.size(1) == inputs, "x has {} columns, the weight {}", x.dim() == 2 ? x.size(1) : -1,
+               inputs);
   at::Tensor operand = x.scalar_type() == compute ? x : x.to(compute);
   if (padded_inputs != inputs) operand = at::constant_pad_nd(operand, {0, padded_inputs - inputs});
   return operand.stride(1) == 1 ? operand : operand.contiguous();
@@ -182,12 +185,14 @@ void PackedMatrix::multiply_add(const at::Tensor& x, at::Tensor& out) const {
 }
 
 void PackedMatrix::multiply_columns(const at::Tensor& x, int64_t begin, int64_t end, at::Tensor& out) const {
-  TEMPER_CHECK(begin % kColumns == 0 && end <= num_outputs_ && out.size(1) == end - begin, "columns {} to {}", begin, end);
+  TEMPER_CHECK(begin % kColumns == 0 && end <= num_outputs_ && out.size(1) == end - begin, "columns {} to {}", begin,
+               end);
   if (!x.is_cpu()) {
     out.copy_(at::matmul(x.to(compute_), packed_.narrow(0, begin, end - begin).t()));
     return;
   }
-  run(as_operand(x, compute_, num_inputs_, padded_inputs_), {begin / kColumns, (end + kColumns - 1) / kColumns, 0, padded_inputs_}, out, {}, false);
+  run(as_operand(x, compute_, num_inputs_, padded_inputs_),
+      {begin / kColumns, (end + kColumns - 1) / kColumns, 0, padded_inputs_}, out, {}, false);
 }
 
 void PackedMatrix::multiply_add_inputs(const at::Tensor& x, int64_t begin, at::Tensor& out) const {
@@ -237,7 +242,8 @@ void pack_inner(const T* from, int64_t stride, int64_t tokens, int64_t width, in
             for (int64_t p = 0; p < kPair; ++p) out[n * kPair + p] = row[p * stride + n];
         } else {
           for (int64_t n = 0; n < kColumns; ++n)
-            for (int64_t p = 0; p < kPair; ++p) out[n * kPair + p] = n < columns && t + p < tokens ? row[p * stride + n] : T(0);
+            for (int64_t p = 0; p < kPair; ++p)
+              out[n * kPair + p] = n < columns && t + p < tokens ? row[p * stride + n] : T(0);
         }
       }
     }
@@ -247,7 +253,8 @@ void pack_inner(const T* from, int64_t stride, int64_t tokens, int64_t width, in
 }  // namespace
 
 void accumulate_outer_product(const at::Tensor& dy_given, const at::Tensor& x_given, at::Tensor& grad) {
-  TEMPER_CHECK(grad.scalar_type() == at::kFloat && grad.stride(1) == 1, "the gradient must be f32 with contiguous rows");
+  TEMPER_CHECK(grad.scalar_type() == at::kFloat && grad.stride(1) == 1,
+               "the gradient must be f32 with contiguous rows");
   TEMPER_CHECK(dy_given.scalar_type() == x_given.scalar_type() && dy_given.size(0) == x_given.size(0) &&
                    grad.size(0) == dy_given.size(1) && grad.size(1) == x_given.size(1),
                "dy has {} rows, x {}", dy_given.size(0), x_given.size(0));
@@ -282,7 +289,8 @@ void accumulate_outer_product(const at::Tensor& dy_given, const at::Tensor& x_gi
           const T* lhs = a + row * padded + t;
           const T* rhs = b + (item % tiles * padded + t) * kColumns;
           if (direct)
-            tile_product<T>(tile_rows, inner, padded, kColumns, grad_stride, true, lhs, rhs, c + row * grad_stride + column);
+            tile_product<T>(tile_rows, inner, padded, kColumns, grad_stride, true, lhs, rhs,
+                            c + row * grad_stride + column);
           else
             tile_product<T>(tile_rows, inner, padded, kColumns, kColumns, t > 0, lhs, rhs, scratch);
         }

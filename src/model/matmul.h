@@ -1,8 +1,8 @@
-// Matrix products with weights packed once per policy version. CPU: oneDNN's small-matrix kernels (brgemm, through LibTorch)
-// over fixed tiles, one thread a tile, the whole inner dimension in one call: so a row of the result depends on that row of x
-// and on the weights alone, never on what shares the batch nor on the number of threads. bf16 operands accumulate in f32 and
-// may come out as f32. Other devices: at::matmul.
-// Thread-safe for concurrent multiply(); pack() must not run beside it.
+// Matrix products with weights packed once per policy version. CPU: oneDNN's small-matrix kernels (brgemm, through
+// LibTorch) over fixed tiles, one thread a tile, the whole inner dimension in one call: so a row of the result depends
+// on that row of x and on the weights alone, never on what shares the batch nor on the number of threads. bf16 operands
+// accumulate in f32 and may come out as f32. Other devices: at::matmul. Thread-safe for concurrent multiply(); pack()
+// must not run beside it.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -15,7 +15,8 @@ class PackedMatrix {
  public:
   PackedMatrix() = default;
 
-  // Packs weight [N, K] (f32, rounded to `compute`: kFloat or kBFloat16) for x · weightᵀ. Keeps the buffer between calls.
+  // Packs weight [N, K] (f32, rounded to `compute`: kFloat or kBFloat16) for x · weightᵀ. Keeps the buffer between
+  // calls.
   void pack(const at::Tensor& weight, at::ScalarType compute);
   // Packs weight [K, N] for x · weight: a linear layer's backward product.
   void pack_transposed(const at::Tensor& weight, at::ScalarType compute);
@@ -32,14 +33,15 @@ class PackedMatrix {
   // Columns [begin, end) of the product alone, f32; begin is a multiple of kTileColumns.
   void multiply_columns(const at::Tensor& x, int64_t begin, int64_t end, at::Tensor& out) const;
 
-  // out [T, N] f32 += x · (rows [begin, begin + x.size(1)) of the packed transposed matrix): part of the inner dimension.
+  // out [T, N] f32 += x · (rows [begin, begin + x.size(1)) of the packed transposed matrix): part of the inner
+  // dimension.
   void multiply_add_inputs(const at::Tensor& x, int64_t begin, at::Tensor& out) const;
 
   static constexpr int64_t kTileColumns = 64;
   static constexpr int64_t kTileRows = 64;
 
  private:
-  struct Part {  // of the packed matrix
+  struct Part {                       // of the packed matrix
     int64_t first_tile, last_tile;    // columns of the result
     int64_t first_input, num_inputs;  // rows of the inner dimension
   };

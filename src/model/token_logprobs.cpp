@@ -19,7 +19,8 @@ using torch::autograd::variable_list;
 constexpr int64_t kVocabularyBlock = 2048;  // columns of logits alive at once; a multiple of PackedMatrix::kTileColumns
 
 // The logits of columns [begin, end), [n, end - begin] f32, in a buffer that is used again for each block.
-at::Tensor block_logits(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t end, at::Tensor& buffer) {
+at::Tensor block_logits(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t end,
+                        at::Tensor& buffer) {
   at::Tensor block = buffer.narrow(0, 0, hidden.size(0) * (end - begin)).view({hidden.size(0), end - begin});
   head.forward.multiply_columns(hidden, begin, end, block);
   return block;
@@ -42,13 +43,15 @@ struct LogprobResult {
 
 // Each block's log-sum-exp and entropy, then the whole distribution's from them: with p_b the block's share of the
 // probability, H = sum_b p_b (H_b - log p_b).
-LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head, double temperature) {
+LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
+                      double temperature) {
   at::Tensor buffer = block_buffer(hidden, head);
   at::Tensor target_logits = at::zeros({hidden.size(0)}, at::kFloat);  // times 1 / temperature
   std::vector<at::Tensor> sums, entropies;
   for_each_block(head, [&](int64_t begin, int64_t end) {
     const at::Tensor block = block_logits(hidden, head, begin, end, buffer);
-    const VocabStatistics statistics = vocab_statistics(block, 1.0 / temperature, targets - begin, /*with_entropy=*/true);
+    const VocabStatistics statistics =
+        vocab_statistics(block, 1.0 / temperature, targets - begin, /*with_entropy=*/true);
     target_logits.add_(statistics.target_logits);  // 0 where the target is in another block
     sums.push_back(statistics.logsumexp);
     entropies.push_back(statistics.entropy);
@@ -103,8 +106,10 @@ struct Logprobs : torch::autograd::Function<Logprobs> {
 
 }  // namespace
 
-TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head, double temperature) {
-  TEMPER_CHECK(hidden.size(0) == targets.size(0) && temperature > 0, "{} rows, {} targets", hidden.size(0), targets.size(0));
+TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
+                             double temperature) {
+  TEMPER_CHECK(hidden.size(0) == targets.size(0) && temperature > 0, "{} rows, {} targets", hidden.size(0),
+               targets.size(0));
   if (hidden.size(0) == 0) return {hidden.new_zeros({0}, at::kFloat), hidden.new_zeros({0}, at::kFloat)};
   if (at::GradMode::is_enabled() && hidden.requires_grad()) {
     const auto result = Logprobs::apply(hidden, targets, &head, temperature);

@@ -1,5 +1,5 @@
-// Log-probabilities of given tokens without ever holding [tokens x vocabulary]: the head's product, log-softmax, gather and
-// entropy run over blocks of the vocabulary, and the backward pass computes each block again.
+// Log-probabilities of given tokens without ever holding [tokens x vocabulary]: the head's product, log-softmax, gather
+// and entropy run over blocks of the vocabulary, and the backward pass computes each block again.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -13,6 +13,7 @@ struct TokenLogprobs {
 };
 
 // hidden [n, hidden_size] after the final norm; targets [n] int64.
-TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head, double temperature);
+TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
+                             double temperature);
 
 }  // namespace temper

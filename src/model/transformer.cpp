@@ -12,8 +12,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows of the embedding as f32; backward adds to the embedding's gradient. `anchor` is a scalar that requires a gradient: it
-// puts the graph's beginning on the tape, since no other input does.
+// Rows of the embedding as f32; backward adds to the embedding's gradient. `anchor` is a scalar that requires a
+// gradient: it puts the graph's beginning on the tape, since no other input does.
 struct Embed : torch::autograd::Function<Embed> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& token_ids,
                             const at::Tensor& table, const at::Tensor& table_grad) {
@@ -48,7 +48,10 @@ at::Tensor fused_bias(const FlatParameters& parameters, const FusedNames& names)
 }  // namespace
 
 Transformer::Transformer(ModelConfig config, at::ScalarType compute, bool trainable)
-    : config_(std::move(config)), compute_(compute), trainable_(trainable), blocks_(static_cast<size_t>(config_.num_layers)) {
+    : config_(std::move(config)),
+      compute_(compute),
+      trainable_(trainable),
+      blocks_(static_cast<size_t>(config_.num_layers)) {
   if (compute_ == at::kBFloat16 && !cpu_has_bf16())
     throw ConfigError("run.dtype = bf16: this CPU has no bf16 instructions (AVX512-BF16 or AMX). Use --run.dtype=f32.");
   rope_ = rope_table(config_, config_.max_position_embeddings);
@@ -150,9 +153,9 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
   const int64_t tokens = hidden.size(0), heads = config_.num_heads + 2 * config_.num_kv_heads;
 
   const at::Tensor x = rms_norm(hidden, block.input_norm, config_.rms_norm_eps, compute_);
-  const at::Tensor qkv =
-      norm_rope_qkv(linear(x, block.qkv, compute_).view({tokens, heads, config_.head_dim}), config_.num_heads,
-                    config_.num_kv_heads, block.q_norm, block.k_norm, config_.rms_norm_eps, rope_.cos, rope_.sin, positions);
+  const at::Tensor qkv = norm_rope_qkv(linear(x, block.qkv, compute_).view({tokens, heads, config_.head_dim}),
+                                       config_.num_heads, config_.num_kv_heads, block.q_norm, block.k_norm,
+                                       config_.rms_norm_eps, rope_.cos, rope_.sin, positions);
   const at::Tensor mixed = attention(index, qkv);  // [T, H, D]
   hidden = linear_add(hidden, mixed.view({tokens, config_.q_size()}), block.output);
 

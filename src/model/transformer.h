@@ -1,6 +1,6 @@
-// The decoder-only transformer of the Llama, Qwen2 and Qwen3 families, once: training passes attention over a packed batch,
-// the engine passes attention over its paged cache, everything else is the same code on the same packed weights. The residual
-// stream and the logits are f32; products and attention take the compute dtype and accumulate in f32.
+// The decoder-only transformer of the Llama, Qwen2 and Qwen3 families, once: training passes attention over a packed
+// batch, the engine passes attention over its paged cache, everything else is the same code on the same packed weights.
+// The residual stream and the logits are f32; products and attention take the compute dtype and accumulate in f32.
 // Const methods may run in several threads at once; load() and set_gradients() must not run beside them.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,8 @@ namespace temper {
 
 class Transformer {
  public:
-  // qkv [T, H + 2 KV, D] of one layer in the compute dtype (heads of q, then of k, then of v; q and k rotated) → [T, H, D].
+  // qkv [T, H + 2 KV, D] of one layer in the compute dtype (heads of q, then of k, then of v; q and k rotated) → [T, H,
+  // D].
   using Attention = std::function<at::Tensor(int64_t layer, const at::Tensor& qkv)>;
 
   // compute: kFloat or kBFloat16. trainable: also packs what the backward products need.

@@ -19,7 +19,8 @@ class AdamW {
   AdamW(const FlatParameters& parameters, const AdamWSettings& settings);
 
   // Uses gradients * gradient_scale, then zeroes them, in one pass.
-  void step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate, double gradient_scale);
+  void step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
+            double gradient_scale);
 
   const FlatParameters& exp_avg() const { return exp_avg_; }
   const FlatParameters& exp_avg_sq() const { return exp_avg_sq_; }

@@ -18,7 +18,8 @@ Verdict verdict(const Completion& completion) {
   return completion.rewards.front() >= 1.0 - 1e-9 ? Verdict::kCorrect : Verdict::kWrong;
 }
 
-std::vector<RolloutGroup> generate_set(RolloutSource& source, const EvalSet& set, int num_completions, const SamplingParams& sampling) {
+std::vector<RolloutGroup> generate_set(RolloutSource& source, const EvalSet& set, int num_completions,
+                                       const SamplingParams& sampling) {
   std::vector<Prompt> prompts = set.prompts;
   for (size_t i = 0; i < prompts.size(); ++i) prompts[i].serial = static_cast<int64_t>(i);
   source.request(std::move(prompts), num_completions, sampling, RolloutPurpose::kEval);
@@ -35,17 +36,19 @@ std::vector<RolloutGroup> generate_set(RolloutSource& source, const EvalSet& set
 
 }  // namespace
 
-std::vector<std::vector<RolloutGroup>> generate_eval(RolloutSource& source, const std::vector<EvalSet>& sets, const EvalSection& eval,
-                                                     const SamplingParams& training) {
+std::vector<std::vector<RolloutGroup>> generate_eval(RolloutSource& source, const std::vector<EvalSet>& sets,
+                                                     const EvalSection& eval, const SamplingParams& training) {
   SamplingParams sampling = training;
   sampling.temperature = eval.temperature;
   sampling.seed ^= kEvalSeed;
   std::vector<std::vector<RolloutGroup>> results;
-  for (const EvalSet& set : sets) results.push_back(generate_set(source, set, static_cast<int>(eval.num_completions), sampling));
+  for (const EvalSet& set : sets)
+    results.push_back(generate_set(source, set, static_cast<int>(eval.num_completions), sampling));
   return results;
 }
 
-void add_eval_metrics(const EvalSet& set, const std::vector<RolloutGroup>& groups, int64_t num_completions, MetricRecord& record) {
+void add_eval_metrics(const EvalSet& set, const std::vector<RolloutGroup>& groups, int64_t num_completions,
+                      MetricRecord& record) {
   std::vector<std::vector<Verdict>> problems;
   for (const RolloutGroup& group : groups) {
     problems.emplace_back();

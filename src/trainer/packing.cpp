@@ -38,7 +38,8 @@ std::vector<Unit> make_units(const StepBatch& batch, const std::vector<int64_t>&
 size_t bins_by_first_fit(std::span<const Unit> descending, int64_t max_tokens) {
   std::vector<int64_t> filled;
   for (const Unit& unit : descending) {
-    const auto bin = std::find_if(filled.begin(), filled.end(), [&](int64_t rows) { return rows + unit.rows <= max_tokens; });
+    const auto bin =
+        std::find_if(filled.begin(), filled.end(), [&](int64_t rows) { return rows + unit.rows <= max_tokens; });
     if (bin == filled.end())
       filled.push_back(unit.rows);
     else
@@ -72,12 +73,14 @@ int64_t packed_rows(const StepBatch& batch, const std::vector<int64_t>& completi
   return rows;
 }
 
-std::vector<MicroBatch> pack_micro_batches(const StepBatch& batch, const std::vector<int64_t>& completions, int64_t max_tokens) {
+std::vector<MicroBatch> pack_micro_batches(const StepBatch& batch, const std::vector<int64_t>& completions,
+                                           int64_t max_tokens) {
   std::vector<MicroBatch> packed;
   if (completions.empty()) return packed;
   std::vector<Unit> units = make_units(batch, completions, max_tokens);
   std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.rows > b.rows; });
-  const auto fitting = std::find_if(units.begin(), units.end(), [&](const Unit& unit) { return unit.rows <= max_tokens; });
+  const auto fitting =
+      std::find_if(units.begin(), units.end(), [&](const Unit& unit) { return unit.rows <= max_tokens; });
   for (auto unit = units.begin(); unit != fitting; ++unit) packed.push_back(pack(batch, std::move(unit->completions)));
   if (fitting == units.end()) return packed;
   const std::span<const Unit> rest(fitting, units.end());

@@ -22,7 +22,8 @@ Policy Policy::frozen(LoadedModel model, at::ScalarType compute) { return Policy
 
 TokenLogprobs Policy::logprobs(const MicroBatch& micro, double temperature) const {
   const auto attention = [&](int64_t, const at::Tensor& qkv) {
-    return packed_attention_qkv(qkv, config().num_heads, config().num_kv_heads, micro.segments, network_->attention_scale());
+    return packed_attention_qkv(qkv, config().num_heads, config().num_kv_heads, micro.segments,
+                                network_->attention_scale());
   };
   const at::Tensor hidden = network_->hidden_states(micro.token_ids, micro.positions, attention);
   return token_logprobs(hidden.index_select(0, micro.rows), micro.targets, network_->head(), temperature);

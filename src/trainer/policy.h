@@ -1,5 +1,5 @@
-// A model as the trainer uses it: f32 masters, their gradients, and the network that computes with their rounded, packed
-// copies. A frozen policy (reference, teacher) keeps the packed copy alone. Used from the train loop's thread.
+// A model as the trainer uses it: f32 masters, their gradients, and the network that computes with their rounded,
+// packed copies. A frozen policy (reference, teacher) keeps the packed copy alone. Used from the train loop's thread.
 #pragma once
 #include <memory>
 
@@ -35,7 +35,8 @@ class Policy {
   FlatParameters gradients_;
 };
 
-// [N] f64 of every completion of the batch, in its order, in micro-batches of at most max_tokens rows. Without gradient.
+// [N] f64 of every completion of the batch, in its order, in micro-batches of at most max_tokens rows. Without
+// gradient.
 at::Tensor completion_logprobs(const Policy& policy, const StepBatch& batch, int64_t max_tokens, double temperature);
 
 }  // namespace temper

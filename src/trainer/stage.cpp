@@ -57,7 +57,8 @@ MetricRecord Stage::evaluate() {
       add_eval_metrics(parts_.eval_sets[i], groups[i], config.eval.num_completions, record);
   }
   for (const EvalText& text : parts_.eval_texts)
-    record.set("eval/" + text.name + "/bits_per_char", bits_per_character(*parts_.loop.policy, text, kTextWindowTokens));
+    record.set("eval/" + text.name + "/bits_per_char",
+               bits_per_character(*parts_.loop.policy, text, kTextWindowTokens));
   if (!record.values.empty()) record.set("timing_s/eval", watch.seconds());
   return record;
 }
@@ -74,8 +75,8 @@ void Stage::save(bool must_succeed) {
   } catch (const IoError& error) {
     ++total_failed_saves_;
     if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw;
-    log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", counters().step, num_failed_saves_,
-              kMaxFailedSaves, error.what());
+    log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", counters().step,
+              num_failed_saves_, kMaxFailedSaves, error.what());
   }
   save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
                   {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};

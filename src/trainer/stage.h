@@ -1,5 +1,5 @@
-// Runs one stage from its (resumed) state to its end: evaluation before the first step and after the last, steps, checkpoints,
-// a stop on request. What it has to tell goes to the hooks; apps write it down. One thread.
+// Runs one stage from its (resumed) state to its end: evaluation before the first step and after the last, steps,
+// checkpoints, a stop on request. What it has to tell goes to the hooks; apps write it down. One thread.
 #pragma once
 #include <functional>
 #include <string>
@@ -26,7 +26,7 @@ struct StageParts {
   std::vector<EvalSet> eval_sets;
   std::vector<EvalText> eval_texts;
   CheckpointStore* store = nullptr;
-  CheckpointHeader header;          // run, stage, config, model, data: what does not change from save to save
+  CheckpointHeader header;  // run, stage, config, model, data: what does not change from save to save
   StageHooks hooks;
 };
 
@@ -51,7 +51,7 @@ class Stage {
   StageParts parts_;
   TrainLoop loop_;
   bool resumed_;
-  int num_failed_saves_ = 0;         // in a row
+  int num_failed_saves_ = 0;  // in a row
   int64_t total_failed_saves_ = 0;
   std::vector<std::pair<std::string, double>> save_report_;  // of the last save, for the next record
 };

@@ -39,13 +39,14 @@ StepBatch build_step_batch(std::vector<RolloutGroup> groups, const std::vector<d
         ++batch.num_failed;
         continue;
       }
-      batch.sequences.push_back({&group.prompt.token_ids, &completion.token_ids, static_cast<int64_t>(g), static_cast<int64_t>(i)});
+      batch.sequences.push_back(
+          {&group.prompt.token_ids, &completion.token_ids, static_cast<int64_t>(g), static_cast<int64_t>(i)});
       batch.loss.lengths.push_back(static_cast<int64_t>(completion.token_ids.size()));
       batch.loss.truncated.push_back(completion.finish_reason == FinishReason::kLength);
       batch.num_completion_tokens += static_cast<int64_t>(completion.token_ids.size());
       has_behavior = has_behavior && !completion.behavior_logprobs.empty();
-      TEMPER_CHECK(reward_weights.empty() || completion.rewards.size() == reward_weights.size(), "{} rewards, {} weights",
-                   completion.rewards.size(), reward_weights.size());
+      TEMPER_CHECK(reward_weights.empty() || completion.rewards.size() == reward_weights.size(),
+                   "{} rewards, {} weights", completion.rewards.size(), reward_weights.size());
       rewards.insert(rewards.end(), completion.rewards.begin(), completion.rewards.end());
       ++size;
     }
@@ -56,11 +57,14 @@ StepBatch build_step_batch(std::vector<RolloutGroup> groups, const std::vector<d
     batch.loss.group_sizes.push_back(size);
     batch.num_prompt_tokens += static_cast<int64_t>(group.prompt.token_ids.size());
   }
-  batch.loss.mask = per_token(batch, [](const Completion& c, size_t t) { return c.mask.empty() ? 1.0 : c.mask[t]; }).to(at::kBool);
+  batch.loss.mask =
+      per_token(batch, [](const Completion& c, size_t t) { return c.mask.empty() ? 1.0 : c.mask[t]; }).to(at::kBool);
   if (has_behavior && !batch.sequences.empty())
-    batch.loss.behavior_logprobs = per_token(batch, [](const Completion& c, size_t t) { return double{c.behavior_logprobs[t]}; });
+    batch.loss.behavior_logprobs =
+        per_token(batch, [](const Completion& c, size_t t) { return double{c.behavior_logprobs[t]}; });
   if (!reward_weights.empty()) {
-    const auto count = static_cast<int64_t>(batch.sequences.size()), kinds = static_cast<int64_t>(reward_weights.size());
+    const auto count = static_cast<int64_t>(batch.sequences.size()),
+               kinds = static_cast<int64_t>(reward_weights.size());
     batch.loss.rewards = at::tensor(rewards, at::kDouble).view({count, kinds});
   }
   return batch;

@@ -31,7 +31,8 @@ void add_batch_metrics(const StepBatch& batch, PolicyVersion trainer_version, Me
   record.set("completions/min_length", lengths.empty() ? 0 : static_cast<double>(*shortest));
   record.set("completions/max_length", lengths.empty() ? 0 : static_cast<double>(*longest));
   const auto& truncated = batch.loss.truncated;
-  record.set("completions/clipped_ratio", static_cast<double>(std::count(truncated.begin(), truncated.end(), 1)) / count);
+  record.set("completions/clipped_ratio",
+             static_cast<double>(std::count(truncated.begin(), truncated.end(), 1)) / count);
   record.set("training/completions_failed", static_cast<double>(batch.num_failed));
   record.set("training/groups_failed", static_cast<double>(batch.num_groups_failed));
 

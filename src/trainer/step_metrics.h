@@ -23,7 +23,8 @@ class StepTimer {
   Stopwatch whole_, lap_;
 };
 
-// The batch's completions in `parts` runs of whole groups, in order, about equally many groups each; empty runs are left out.
+// The batch's completions in `parts` runs of whole groups, in order, about equally many groups each; empty runs are
+// left out.
 std::vector<std::vector<int64_t>> split_in_order(const StepBatch& batch, int64_t parts);
 
 // completions/*, num_tokens, training/*, training/off_policy/trajectory_staleness/*.

@@ -15,7 +15,7 @@ namespace temper {
 // What the micro-batches of one step add up to.
 struct TrainLoop::Update {
   double loss = 0;
-  double grad_norm = 0;      // of the last mini-batch
+  double grad_norm = 0;  // of the last mini-batch
   double learning_rate = 0;
   int64_t num_updates = 0;
   int64_t num_rows = 0;           // computed in forward passes
@@ -60,13 +60,16 @@ void TrainLoop::run_mini_batch(const StepBatch& batch, const std::vector<int64_t
   std::vector<int64_t> learning, constant;
   for (const int64_t i : completions) (has_gradient(batch, i) ? learning : constant).push_back(i);
   const int64_t max_tokens = parts_.config->train.max_tokens_per_micro_batch;
-  for (const MicroBatch& micro : pack_micro_batches(batch, learning, max_tokens)) run_micro_batch(micro, batch, counts, update);
+  for (const MicroBatch& micro : pack_micro_batches(batch, learning, max_tokens))
+    run_micro_batch(micro, batch, counts, update);
   // Their gradient is zero: a forward pass is enough for the metrics.
   at::NoGradGuard no_grad;
-  for (const MicroBatch& micro : pack_micro_batches(batch, constant, max_tokens)) run_micro_batch(micro, batch, counts, update);
+  for (const MicroBatch& micro : pack_micro_batches(batch, constant, max_tokens))
+    run_micro_batch(micro, batch, counts, update);
 }
 
-void TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts, Update& update) const {
+void TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
+                                Update& update) const {
   const TokenLogprobs forward = parts_.policy->logprobs(micro, temperature());
   PolicyOutput output;
   output.logprobs = forward.logprobs.to(at::kDouble);
@@ -74,8 +77,9 @@ void TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch,
   LossResult result = parts_.algorithm->loss(output, batch.loss.select(micro.completions), counts);
   const double loss = result.loss.item<double>();
   if (!std::isfinite(loss))
-    throw NumericsError("stage {}, step {}: the loss is {}. Lower optim.learning_rate, or resume from an earlier checkpoint.",
-                        parts_.config->name, counters_.step + 1, loss);
+    throw NumericsError(
+        "stage {}, step {}: the loss is {}. Lower optim.learning_rate, or resume from an earlier checkpoint.",
+        parts_.config->name, counters_.step + 1, loss);
   if (result.loss.requires_grad()) {
     result.loss.backward();
     update.num_gradient_rows += micro.token_ids.numel();
@@ -90,8 +94,10 @@ void TrainLoop::apply_gradients(Update& update) {
   update.grad_norm = global_norm(parts_.policy->gradients().flat());
   if (!std::isfinite(update.grad_norm)) {
     parts_.policy->gradients().flat().zero_();
-    throw NumericsError("stage {}, step {}: the gradient's norm is {}. Lower optim.learning_rate, or resume from an earlier checkpoint.",
-                        parts_.config->name, counters_.step + 1, update.grad_norm);
+    throw NumericsError(
+        "stage {}, step {}: the gradient's norm is {}. Lower optim.learning_rate, or resume from an earlier "
+        "checkpoint.",
+        parts_.config->name, counters_.step + 1, update.grad_norm);
   }
   const double limit = optim.max_grad_norm;
   const double scale = limit > 0 && update.grad_norm > limit ? limit / (update.grad_norm + 1e-6) : 1.0;
@@ -105,7 +111,8 @@ bool TrainLoop::has_gradient(const StepBatch& batch, int64_t completion) const {
   const AlgoSection& algo = parts_.config->algo;
   if (!algo.trains_on_rollouts() || parts_.algorithm->kl_coef() > 0 || algo.entropy_coef != 0) return true;
   const std::vector<int64_t> offsets = batch.loss.offsets();
-  return batch.loss.advantages.slice(0, offsets[completion], offsets[completion + 1]).count_nonzero().item<int64_t>() > 0;
+  return batch.loss.advantages.slice(0, offsets[completion], offsets[completion + 1]).count_nonzero().item<int64_t>() >
+         0;
 }
 
 // The adaptive controller's next coefficient, from the KL of this step.
@@ -114,11 +121,14 @@ void TrainLoop::update_kl_coef(const AdvantageReport& advantages, const Update& 
   if (algo.kl_ctrl.type != KlCtrlType::kAdaptive || !algo.needs_reference()) return;
   const std::optional<double> current = current_kl(advantages, update.metrics);
   if (!current) return;
-  const auto completions = static_cast<double>(parts_.config->train.num_prompts_per_step * parts_.config->rollout.num_generations);
+  const auto completions =
+      static_cast<double>(parts_.config->train.num_prompts_per_step * parts_.config->rollout.num_generations);
   parts_.algorithm->set_kl_coef(next_kl_coef(algo, parts_.algorithm->kl_coef(), *current, completions));
 }
 
-double TrainLoop::temperature() const { return parts_.config->algo.trains_on_rollouts() ? parts_.config->rollout.temperature : 1.0; }
+double TrainLoop::temperature() const {
+  return parts_.config->algo.trains_on_rollouts() ? parts_.config->rollout.temperature : 1.0;
+}
 
 void TrainLoop::add_old_and_reference(StepBatch& batch, MetricRecord& record) const {
   const AlgoSection& algo = parts_.config->algo;
@@ -137,7 +147,8 @@ void TrainLoop::add_old_and_reference(StepBatch& batch, MetricRecord& record) co
   }
 }
 
-void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update, MetricRecord& record) const {
+void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update,
+                       MetricRecord& record) const {
   record.stage = parts_.config->name;
   record.step = counters_.step;
   record.policy_version = counters_.policy_version;
@@ -154,13 +165,17 @@ void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages
 }
 
 double scheduled_learning_rate(const OptimSection& optim, int64_t step, int64_t max_steps) {
-  if (step <= optim.warmup_steps) return optim.learning_rate * static_cast<double>(step) / static_cast<double>(optim.warmup_steps);
+  if (step <= optim.warmup_steps)
+    return optim.learning_rate * static_cast<double>(step) / static_cast<double>(optim.warmup_steps);
   const double total = static_cast<double>(std::max<int64_t>(1, max_steps - optim.warmup_steps));
   const double done = std::min(1.0, static_cast<double>(step - 1 - optim.warmup_steps) / total);
   switch (optim.lr_scheduler_type) {
-    case LrScheduler::kConstant: return optim.learning_rate;
-    case LrScheduler::kLinear: return optim.learning_rate * (1 - done);
-    case LrScheduler::kCosine: return optim.learning_rate * 0.5 * (1 + std::cos(std::numbers::pi * done));
+    case LrScheduler::kConstant:
+      return optim.learning_rate;
+    case LrScheduler::kLinear:
+      return optim.learning_rate * (1 - done);
+    case LrScheduler::kCosine:
+      return optim.learning_rate * 0.5 * (1 + std::cos(std::numbers::pi * done));
   }
   return optim.learning_rate;
 }

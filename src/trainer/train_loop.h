@@ -1,5 +1,5 @@
-// One stage's training, step by step: groups → advantages → losses → optimiser → published weights. Owns the counters that a
-// checkpoint keeps; everything else is borrowed from the stage that made it. One thread.
+// One stage's training, step by step: groups → advantages → losses → optimiser → published weights. Owns the counters
+// that a checkpoint keeps; everything else is borrowed from the stage that made it. One thread.
 #pragma once
 #include <functional>
 #include <vector>
@@ -55,11 +55,13 @@ class TrainLoop {
   void add_old_and_reference(StepBatch& batch, MetricRecord& record) const;
   bool has_gradient(const StepBatch& batch, int64_t completion) const;
   void run_mini_batch(const StepBatch& batch, const std::vector<int64_t>& completions, Update& update) const;
-  void run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts, Update& update) const;
+  void run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
+                       Update& update) const;
   void apply_gradients(Update& update);
   void update_kl_coef(const AdvantageReport& advantages, const Update& update);
   double temperature() const;
-  void report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update, MetricRecord& record) const;
+  void report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update,
+              MetricRecord& record) const;
 
   TrainLoopParts parts_;
   TrainCounters counters_;

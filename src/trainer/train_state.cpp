@@ -35,10 +35,13 @@ TrainCounters load_counters(const std::string& text, AdamW& optimizer, Algorithm
     const nlohmann::json blob = nlohmann::json::parse(text);
     optimizer.set_num_steps(blob.at("optimizer_steps").get<int64_t>());
     // A fixed coefficient is the configuration's, which may have been changed for the resumed run.
-    if (algorithm.settings().kl_ctrl.type == KlCtrlType::kAdaptive) algorithm.set_kl_coef(blob.at("kl_coef").get<double>());
-    return {blob.at("step").get<int64_t>(), blob.at("policy_version").get<int64_t>(), blob.at("next_serial").get<int64_t>()};
+    if (algorithm.settings().kl_ctrl.type == KlCtrlType::kAdaptive)
+      algorithm.set_kl_coef(blob.at("kl_coef").get<double>());
+    return {blob.at("step").get<int64_t>(), blob.at("policy_version").get<int64_t>(),
+            blob.at("next_serial").get<int64_t>()};
   } catch (const nlohmann::json::exception& error) {
-    throw FormatError("the checkpoint's trainer counters cannot be read ({}). It was written by another version.", error.what());
+    throw FormatError("the checkpoint's trainer counters cannot be read ({}). It was written by another version.",
+                      error.what());
   }
 }
 

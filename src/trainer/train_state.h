@@ -1,6 +1,6 @@
-// A stage's state on its way to a checkpoint and back: weights, both moments, counters. Draws need no generator's state: they
-// depend on seeds and serial numbers alone (core/rng.h). Views, not copies: the policy and the optimiser must stay put while a
-// checkpoint is written or read.
+// A stage's state on its way to a checkpoint and back: weights, both moments, counters. Draws need no generator's
+// state: they depend on seeds and serial numbers alone (core/rng.h). Views, not copies: the policy and the optimiser
+// must stay put while a checkpoint is written or read.
 #pragma once
 #include "algos/algorithm.h"
 #include "checkpoint/checkpoint.h"

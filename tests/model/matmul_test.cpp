@@ -31,7 +31,8 @@ TEST(PackedMatrix, MultipliesAsTheExactProductDoes) {
   for (const auto compute : compute_dtypes())
     for (const auto& [rows, inputs, outputs] :
          std::vector<std::array<int64_t, 3>>{{1, 64, 64}, {3, 7, 5}, {65, 130, 259}, {200, 576, 192}, {33, 1, 1}}) {
-      const at::Tensor x = random({rows, inputs}, 1), weight = random({outputs, inputs}, 2), bias = random({outputs}, 3);
+      const at::Tensor x = random({rows, inputs}, 1), weight = random({outputs, inputs}, 2),
+                       bias = random({outputs}, 3);
       PackedMatrix packed;
       packed.pack(weight, compute);
       const at::Tensor wanted = exact(x, weight, compute);
@@ -43,7 +44,8 @@ TEST(PackedMatrix, MultipliesAsTheExactProductDoes) {
       expect_close(sum, wanted + before, 4e-6);
       PackedMatrix transposed;
       transposed.pack_transposed(weight.t().contiguous(), compute);
-      EXPECT_TRUE(at::equal(transposed.multiply(x.to(compute), at::kFloat), packed.multiply(x.to(compute), at::kFloat)));
+      EXPECT_TRUE(
+          at::equal(transposed.multiply(x.to(compute), at::kFloat), packed.multiply(x.to(compute), at::kFloat)));
       if (compute == at::kBFloat16) expect_close(packed.multiply(x.to(compute), at::kBFloat16), wanted, 1.0 / 256);
     }
 }

@@ -47,8 +47,10 @@ TEST(TokenLogprobs, ValuesAndGradientsAreThoseOfLogSoftmaxInF64) {
   EXPECT_LE((got.logprobs - wanted).abs().max().item<double>(), 2e-5);
   EXPECT_LE((got.entropies - entropy).abs().max().item<double>(), 2e-5);
   EXPECT_FALSE(got.entropies.requires_grad());
-  EXPECT_LE((hidden.grad() - exact_hidden.grad()).abs().max().item<double>(), 1e-5 * exact_hidden.grad().abs().max().item<double>());
-  EXPECT_LE((weight_grad - exact_weight.grad()).abs().max().item<double>(), 1e-5 * exact_weight.grad().abs().max().item<double>());
+  EXPECT_LE((hidden.grad() - exact_hidden.grad()).abs().max().item<double>(),
+            1e-5 * exact_hidden.grad().abs().max().item<double>());
+  EXPECT_LE((weight_grad - exact_weight.grad()).abs().max().item<double>(),
+            1e-5 * exact_weight.grad().abs().max().item<double>());
 }
 
 TEST(TokenLogprobs, WithoutGradientTheValuesAreTheSameBits) {

@@ -20,13 +20,15 @@ FlatParameters filled(std::vector<float> matrix, std::vector<float> norm) {
 }
 
 // Two parameters, learning rate 0.1, betas 0.9 and 0.99, weight decay 0.5, by hand.
-// Step 1: m = 0.1 g, v = 0.01 g^2, corrected g and g^2: every element moves by lr (eps is small), after decay p (1 - 0.05).
+// Step 1: m = 0.1 g, v = 0.01 g^2, corrected g and g^2: every element moves by lr (eps is small), after decay p (1 -
+// 0.05).
 TEST(AdamW, FirstStepMovesEachElementByTheLearningRate) {
   const FlatParameters parameters = filled({1, -2, 3, 0}, {1, 1, 1});
   const FlatParameters gradients = filled({0.5, -0.25, 4, 0}, {2, -2, 0});
   AdamW optimizer(parameters, {0.9, 0.99, 1e-12, 0.5});
   optimizer.step(parameters, gradients, 0.1, 1.0);
-  EXPECT_TRUE(at::allclose(parameters["matrix"].flatten(), at::tensor({0.95f - 0.1f, -1.9f + 0.1f, 2.85f - 0.1f, 0.0f}), 1e-6, 1e-7));
+  EXPECT_TRUE(at::allclose(parameters["matrix"].flatten(), at::tensor({0.95f - 0.1f, -1.9f + 0.1f, 2.85f - 0.1f, 0.0f}),
+                           1e-6, 1e-7));
   EXPECT_TRUE(at::allclose(parameters["norm"], at::tensor({0.9f, 1.1f, 1.0f}), 1e-6, 1e-7));  // norms do not decay
   EXPECT_EQ(gradients.flat().abs().sum().item<float>(), 0);
   EXPECT_EQ(optimizer.num_steps(), 1);

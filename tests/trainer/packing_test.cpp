@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "core/rng.h"
-
 #include "model/initialize.h"
 #include "trainer/policy.h"
 
@@ -123,7 +122,9 @@ TEST(Packing, LaysEachPromptOnceAndPointsTargetsAtTheRowBefore) {
   group.completions[1].token_ids = {20};
   const StepBatch batch = build_step_batch({group}, {});
   const MicroBatch micro = pack(batch, {0, 1});
-  const auto equals = [](const at::Tensor& got, std::vector<int64_t> wanted) { return at::equal(got, at::tensor(wanted, at::kLong)); };
+  const auto equals = [](const at::Tensor& got, std::vector<int64_t> wanted) {
+    return at::equal(got, at::tensor(wanted, at::kLong));
+  };
   EXPECT_TRUE(equals(micro.token_ids, {7, 8, 10, 11}));
   EXPECT_TRUE(equals(micro.positions, {0, 1, 2, 3}));
   EXPECT_TRUE(equals(micro.rows, {1, 2, 3, 1}));
