@@ -79,8 +79,8 @@ class CheckpointStore {
   // Removes the unfinished folders of crashed writers. REQUIRES: the run directory is locked by this process.
   void remove_stale();
 
-  // Returns the folder. IoError: nothing of this save appears, earlier checkpoints are intact. Then older ones beyond
-  // keep_local go, if the new one reads back verified and at least two verified ones remain.
+  // Returns the folder. Then older ones beyond keep_local go, if the new one reads back verified and at least two
+  // verified ones remain. IoError: earlier checkpoints are intact, and no half of this one appears under a final name.
   std::string save(const CheckpointState& state);
 
   std::vector<CheckpointInfo> list(CheckDepth depth = CheckDepth::kManifest) const;  // newest first

@@ -40,6 +40,6 @@ enum class ReadMode { kStopAtFirstProblem, kFindAllProblems };
 // empty if nothing; the targets hold the saved bytes only then. IoError if the disk fails. kFindAllProblems also checks
 // the file's XXH3-128.
 std::vector<Damage> read_data_file(FileSystem& files, const std::string& folder, const FileRecord& record,
-                                    std::vector<ReadTarget> targets, ReadMode mode, bool from_disk = false);
+                                   std::vector<ReadTarget> targets, ReadMode mode, bool from_disk = false);
 
 }  // namespace temper

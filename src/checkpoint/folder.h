@@ -21,7 +21,7 @@ Manifest open_checkpoint_folder(FileSystem& files, const std::string& path);
 
 // Reads every byte of every file; targets[s] belong to shard s (may be empty: nothing is copied).
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,
-                                           std::vector<std::vector<ReadTarget>> targets, ReadMode mode,
-                                           bool from_disk = false);
+                                          std::vector<std::vector<ReadTarget>> targets, ReadMode mode,
+                                          bool from_disk = false);
 
 }  // namespace temper

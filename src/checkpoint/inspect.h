@@ -11,7 +11,7 @@ namespace temper {
 std::vector<std::string> find_checkpoints(FileSystem& files, const std::string& path);  // newest first in each stage
 
 std::string list_checkpoints(FileSystem& files, const std::string& path);     // ls: one line each
-std::string describe_checkpoint(FileSystem& files, const std::string& path);  // info: header, files, tensors
+std::string describe_checkpoint(FileSystem& files, const std::string& path);  // info: of the first that ls shows
 
 struct VerifyReport {
   bool good = true;

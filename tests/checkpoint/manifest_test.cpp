@@ -4,6 +4,7 @@
 
 #include "checkpoint/base64.h"
 #include "core/hash.h"
+#include "core/rng.h"
 #include "tests/checkpoint/example_state.h"
 
 namespace temper {
@@ -151,6 +152,37 @@ TEST(Manifest, MissingOrIllTypedMembersAreNamed) {
   EXPECT_THAT(refusal(forged("{", "[")), HasSubstr("not valid JSON"));
   EXPECT_THAT(refusal(forged("\"blobs\":{", "\"deep\":" + std::string(100000, '[') + ",\"blobs\":{")),
               HasSubstr("not valid JSON"));
+}
+
+// What a checksum cannot stop: someone who makes it right again. Such a manifest is refused, or it is consistent in
+// itself.
+TEST(Manifest, DamageWithARightChecksumIsRefusedOrConsistent) {
+  const std::string good = encode_manifest(example_manifest());
+  const std::string body = good.substr(0, good.size() - 46);
+  SplitMix64 random(20);
+  int64_t refused = 0;
+  for (int round = 0; round < 5000; ++round) {
+    std::string text = body;
+    const auto last = static_cast<int64_t>(text.size()) - 1;
+    for (int64_t edits = random.in_range(1, 3); edits > 0; --edits) {
+      const auto place = static_cast<size_t>(random.in_range(0, last));
+      constexpr std::string_view kPieces = "0123456789[]{},:\"-/.eax";
+      text[place] = kPieces[static_cast<size_t>(random.in_range(0, static_cast<int64_t>(kPieces.size()) - 1))];
+    }
+    text += "\"checksum\":\"" + xxh3_128_hex(text) + "\"}";
+    try {
+      const Manifest read = parse_manifest(text, "m");
+      for (const TensorRecord& tensor : read.tensors) {
+        EXPECT_EQ(find_coverage_fault(tensor), "");
+        for (const Box& box : tensor.boxes)
+          EXPECT_LE(box.offset + num_elements(box.size) * dtype_size_bytes(tensor.dtype),
+                    read.files.at(static_cast<size_t>(box.shard)).size_bytes);
+      }
+    } catch (const FormatError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 1000);
 }
 
 TEST(Manifest, StepNamesAreCanonical) {
