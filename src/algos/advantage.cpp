@@ -33,7 +33,9 @@ std::vector<double> spread_over_tokens(const Scores& scores, const std::vector<d
   return result;
 }
 
-EstimatorOutput no_advantages(const EstimatorInput& in) { return {std::vector<double>(in.scores.counted.size(), 0), {}}; }
+EstimatorOutput no_advantages(const EstimatorInput& in) {
+  return {std::vector<double>(in.scores.counted.size(), 0), {}};
+}
 
 // Unbiased variance over tokens, as verl's masked_whiten and TRL's; OpenRLHF divides by n.
 void whiten(std::vector<double>& advantages, const Scores& scores) {
@@ -49,8 +51,8 @@ void whiten(std::vector<double>& advantages, const Scores& scores) {
 }
 
 // On-policy distillation with the reverse KL as a token's reward (Lu, Thinking Machines Lab 2025,
-// https://thinkingmachines.ai/blog/on-policy-distillation/; tinker-cookbook's incorporate_kl_penalty, which compares the
-// sampler's log-probability where this compares the proximal policy's).
+// https://thinkingmachines.ai/blog/on-policy-distillation/; tinker-cookbook's incorporate_kl_penalty, which compares
+// the sampler's log-probability where this compares the proximal policy's).
 double add_distillation(std::vector<double>& advantages, const Scores& scores, const std::vector<double>& old_logprobs,
                         const std::vector<double>& teacher_logprobs, const AlgoSection& settings) {
   double difference = 0;

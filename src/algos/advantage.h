@@ -1,5 +1,5 @@
-// Advantage estimators, one row each: scores in, one number a token out. Called by Algorithm::advantages on the CPU in f64.
-// To add an estimator: its enumerator, its file, its row in advantage.cpp.
+// Advantage estimators, one row each: scores in, one number a token out. Called by Algorithm::advantages on the CPU in
+// f64. To add an estimator: its enumerator, its file, its row in advantage.cpp.
 #pragma once
 #include <vector>
 

@@ -58,8 +58,8 @@ AdvantageReport TableAlgorithm::advantages(LossBatch& batch) const {
   Scores scores = compute_scores(batch, settings_, context_);
   add_reward_metrics(report, scores, batch, settings_, context_);
 
-  if (settings_.kl_placement == KlPlacement::kReward && !is_preference_loss(settings_.policy_loss) &&
-      batch.ref_logprobs.defined() && batch.old_logprobs.defined())
+  const bool reports_kl = settings_.kl_placement == KlPlacement::kReward && !is_preference_loss(settings_.policy_loss);
+  if ((reports_kl || kl_in_reward(settings_)) && batch.ref_logprobs.defined() && batch.old_logprobs.defined())
     add_kl_metrics(report, scores, subtract_kl(scores, batch, settings_, kl_coef_));
 
   EstimatorInput input{settings_, scores, {}, context_.reward_weights, {}, to_doubles(batch.old_values)};
@@ -83,7 +83,8 @@ AdvantageReport TableAlgorithm::advantages(LossBatch& batch) const {
   if (batch.old_logprobs.defined() && batch.behavior_logprobs.defined()) {
     const Segments segments(batch.lengths, at::kCPU);
     if (settings_.rollout_is != RolloutIs::kNone)
-      batch.is_weights = importance_weights(batch.old_logprobs, batch.behavior_logprobs, batch.counted, segments, settings_);
+      batch.is_weights =
+          importance_weights(batch.old_logprobs, batch.behavior_logprobs, batch.counted, segments, settings_);
     if (!settings_.rollout_rs.empty())
       batch.kept = batch.counted &
                    passes_rejection(batch.old_logprobs, batch.behavior_logprobs, batch.counted, segments, settings_);
@@ -93,13 +94,15 @@ AdvantageReport TableAlgorithm::advantages(LossBatch& batch) const {
   return report;
 }
 
-// loss = policy_loss + kl_coef agg(k) - entropy_coef agg(entropy) + vf_coef value_loss + distill_loss_coef distill_loss.
+// loss = policy_loss + kl_coef agg(k) - entropy_coef agg(entropy) + vf_coef value_loss + distill_loss_coef
+// distill_loss.
 LossResult TableAlgorithm::loss(const PolicyOutput& output, const LossBatch& batch, const GlobalCounts& counts) const {
   batch.check();
   TEMPER_CHECK(batch.kept.defined() && batch.advantages.defined(), "loss before advantages");
   const int64_t n = batch.num_tokens();
   for (const at::Tensor* array : {&output.logprobs, &output.entropies, &output.values, &output.divergence})
-    TEMPER_CHECK(!array->defined() || (array->dim() == 1 && array->size(0) == n), "an output of the policy is not [{}]", n);
+    TEMPER_CHECK(!array->defined() || (array->dim() == 1 && array->size(0) == n), "an output of the policy is not [{}]",
+                 n);
   const at::ScalarType dtype = batch.advantages.scalar_type();
   const Segments segments(batch.lengths, batch.kept.device());
   const at::Tensor zeros = at::zeros_like(batch.advantages);
@@ -107,9 +110,9 @@ LossResult TableAlgorithm::loss(const PolicyOutput& output, const LossBatch& bat
 
   // Weights of agg over c, and over m for the critic.
   const bool all = settings_.rollout_rs_denominator == RsDenominator::kAll;
-  const at::Tensor weights =
-      aggregation_weights(batch.kept, all ? batch.counted : batch.kept, all ? counts.counted_tokens : counts.kept_tokens,
-                          segments, counts, settings_, context_, dtype);
+  const at::Tensor weights = aggregation_weights(batch.kept, all ? batch.counted : batch.kept,
+                                                 all ? counts.counted_tokens : counts.kept_tokens, segments, counts,
+                                                 settings_, context_, dtype);
 
   LossMetrics metrics(batch);
   at::Tensor total = at::zeros({}, batch.advantages.options());
@@ -129,10 +132,16 @@ LossResult TableAlgorithm::loss(const PolicyOutput& output, const LossBatch& bat
     policy_loss = pairs.loss.sum() / std::max(1.0, counts.num_groups);
     metrics.add_pairs(pairs);
   } else if (const PolicyLossRow& row = policy_loss_row(settings_.policy_loss); row.compute != nullptr) {
-    TEMPER_CHECK(output.logprobs.defined(), "{} needs the policy's log-probabilities", to_string(settings_.policy_loss));
+    TEMPER_CHECK(output.logprobs.defined(), "{} needs the policy's log-probabilities",
+                 to_string(settings_.policy_loss));
     TEMPER_CHECK(!row.selects || batch.selected.defined(), "{} before prepare", to_string(settings_.policy_loss));
-    const TokenLossInput input{settings_, segments, only(output.logprobs, batch.kept), only(old, batch.kept),
-                               only(batch.advantages, batch.kept), batch.kept, batch.selected};
+    const TokenLossInput input{settings_,
+                               segments,
+                               only(output.logprobs, batch.kept),
+                               only(old, batch.kept),
+                               only(batch.advantages, batch.kept),
+                               batch.kept,
+                               batch.selected};
     const TokenLoss token_loss = row.compute(input);
     at::Tensor weighted = token_loss.loss * weights;
     if (row.weighted && is_weights.defined()) weighted = weighted * is_weights;
@@ -150,7 +159,8 @@ LossResult TableAlgorithm::loss(const PolicyOutput& output, const LossBatch& bat
     const at::Tensor all_k = kl_estimate(only(output.logprobs.detach() - batch.ref_logprobs, batch.counted),
                                          settings_.kl_estimator, settings_.kl_clamp);
     metrics.add_token_mean("kl", k, batch.kept);
-    metrics.add_internal(kKlCurrentMetric, segments.mean(all_k, batch.counted).sum() / std::max(1.0, counts.num_completions));
+    metrics.add_internal(kKlCurrentMetric,
+                         segments.mean(all_k, batch.counted).sum() / std::max(1.0, counts.num_completions));
   }
 
   if (output.entropies.defined()) {
@@ -160,9 +170,10 @@ LossResult TableAlgorithm::loss(const PolicyOutput& output, const LossBatch& bat
   }
 
   if (settings_.adv_estimator == AdvEstimator::kGae) {
-    TEMPER_CHECK(output.values.defined() && batch.old_values.defined(), "gae needs the critic's values, now and before");
-    const at::Tensor value_weights = aggregation_weights(batch.counted, batch.counted, counts.counted_tokens, segments, counts,
-                                                         settings_, context_, dtype);
+    TEMPER_CHECK(output.values.defined() && batch.old_values.defined(),
+                 "gae needs the critic's values, now and before");
+    const at::Tensor value_weights = aggregation_weights(batch.counted, batch.counted, counts.counted_tokens, segments,
+                                                         counts, settings_, context_, dtype);
     const ValueLoss value = value_loss(only(output.values, batch.counted), only(batch.old_values, batch.counted),
                                        only(batch.returns, batch.counted), settings_.value_clip);
     value_part = (value.loss * value_weights).sum();

@@ -47,7 +47,8 @@ class Algorithm {
   // policy_logprobs: [N] of the mini-batch, no gradient. clip_cov draws with rng; null takes the largest covariances.
   virtual void prepare(LossBatch& mini_batch, const at::Tensor& policy_logprobs, SplitMix64* rng) const = 0;
 
-  virtual LossResult loss(const PolicyOutput& output, const LossBatch& micro_batch, const GlobalCounts& counts) const = 0;
+  virtual LossResult loss(const PolicyOutput& output, const LossBatch& micro_batch,
+                          const GlobalCounts& counts) const = 0;
 
   // The KL coefficient in use: state that a checkpoint keeps. It starts at settings().kl_coef.
   virtual double kl_coef() const = 0;

@@ -89,16 +89,16 @@ void LossBatch::check() const {
   for (const int64_t size : group_sizes) TEMPER_CHECK(size >= 1, "a group of {} completions", size);
   const int64_t in_groups = std::accumulate(group_sizes.begin(), group_sizes.end(), int64_t{0});
   TEMPER_CHECK(in_groups == num_completions(), "groups hold {} completions, lengths {}", in_groups, num_completions());
-  TEMPER_CHECK(truncated.empty() || truncated.size() == lengths.size(), "truncated has {} of {} entries", truncated.size(),
-               lengths.size());
+  TEMPER_CHECK(truncated.empty() || truncated.size() == lengths.size(), "truncated has {} of {} entries",
+               truncated.size(), lengths.size());
   TEMPER_CHECK(mask.defined(), "a batch without mask");
   const int64_t sizes[] = {num_tokens(), num_completions(), num_groups()};
   visit_arrays(*this, [&](const char* name, Axis axis, const at::Tensor& array) {
     if (!array.defined()) return;
     const int64_t want = sizes[static_cast<int>(axis)];
     const int64_t dims = array.is_same(rewards) ? 2 : 1;
-    TEMPER_CHECK(array.dim() == dims && array.size(0) == want, "{} has {} dimensions and {} rows, expected {} and {}", name,
-                 array.dim(), array.dim() ? array.size(0) : 0, dims, want);
+    TEMPER_CHECK(array.dim() == dims && array.size(0) == want, "{} has {} dimensions and {} rows, expected {} and {}",
+                 name, array.dim(), array.dim() ? array.size(0) : 0, dims, want);
   });
   TEMPER_CHECK(mask.scalar_type() == at::kBool, "mask must be bool");
 }

@@ -1,7 +1,7 @@
-// What losses and advantages are computed from: whole completions laid end to end, without padding. The same type is the
-// batch of a step, one of its mini-batches and a micro-batch of that: select() takes completions out, with every array.
-// Facts are put in by the trainer (or `temper loss`); the fields below the line by Algorithm::advantages and prepare.
-// A completion whose reward failed is left out by the caller, before advantages.
+// What losses and advantages are computed from: whole completions laid end to end, without padding. The same type is
+// the batch of a step, one of its mini-batches and a micro-batch of that: select() takes completions out, with every
+// array. Facts are put in by the trainer (or `temper loss`); the fields below the line by Algorithm::advantages and
+// prepare. A completion whose reward failed is left out by the caller, before advantages.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -75,9 +75,9 @@ GlobalCounts global_counts(const LossBatch& mini_batch);
 class Segments {
  public:
   Segments(const std::vector<int64_t>& lengths, at::Device device);
-  at::Tensor sum(const at::Tensor& per_token) const;               // [N] -> [B]
-  at::Tensor max(const at::Tensor& per_token) const;               // [N] -> [B]
-  at::Tensor spread(const at::Tensor& per_completion) const;       // [B] -> [N]
+  at::Tensor sum(const at::Tensor& per_token) const;          // [N] -> [B]
+  at::Tensor max(const at::Tensor& per_token) const;          // [N] -> [B]
+  at::Tensor spread(const at::Tensor& per_completion) const;  // [B] -> [N]
   // Mean of x over the tokens where mask is 1, [B]; 0 where there is none. x must be finite everywhere.
   at::Tensor mean(const at::Tensor& x, const at::Tensor& mask) const;
 

@@ -1,5 +1,5 @@
-// CISPO: l = -sg(clamp(rho, 1 - lo, 1 + hi)) A log p: the weight is clipped, the gradient of no token is lost. MiniMax 2025,
-// https://arxiv.org/abs/2506.13585. cispo_bound absolute is min(rho, hi), TRL's reading; relative is verl's.
+// CISPO: l = -sg(clamp(rho, 1 - lo, 1 + hi)) A log p: the weight is clipped, the gradient of no token is lost. MiniMax
+// 2025, https://arxiv.org/abs/2506.13585. cispo_bound absolute is min(rho, hi), TRL's reading; relative is verl's.
 #include <ATen/ATen.h>
 
 #include "algos/policy_loss.h"

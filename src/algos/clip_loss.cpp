@@ -17,8 +17,8 @@ TokenLoss clipped_surrogate(const at::Tensor& ratio, const at::Tensor& advantage
   return result;
 }
 
-// M, and min(M, -A C) where A < 0: dual clip, Ye et al. 2020, https://arxiv.org/abs/1912.09729; asymmetric bounds: DAPO,
-// Yu et al. 2025, https://arxiv.org/abs/2503.14476. As verl's vanilla loss.
+// M, and min(M, -A C) where A < 0: dual clip, Ye et al. 2020, https://arxiv.org/abs/1912.09729; asymmetric bounds:
+// DAPO, Yu et al. 2025, https://arxiv.org/abs/2503.14476. As verl's vanilla loss.
 TokenLoss clip_loss(const TokenLossInput& in) {
   const at::Tensor ratio = clamped_log_ratio(in.policy, in.old).exp();
   TokenLoss result = clipped_surrogate(ratio, in.advantages, in.settings);

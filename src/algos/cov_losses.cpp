@@ -13,8 +13,8 @@
 namespace temper {
 
 // cov = (A - mean A)(log p - mean log p), means over the kept tokens of the mini-batch.
-at::Tensor select_by_covariance(const LossBatch& mini_batch, const at::Tensor& policy_logprobs, const AlgoSection& settings,
-                                SplitMix64* rng) {
+at::Tensor select_by_covariance(const LossBatch& mini_batch, const at::Tensor& policy_logprobs,
+                                const AlgoSection& settings, SplitMix64* rng) {
   TEMPER_CHECK(policy_logprobs.dim() == 1 && policy_logprobs.size(0) == mini_batch.num_tokens(),
                "{} log-probabilities for {} tokens", policy_logprobs.numel(), mini_batch.num_tokens());
   const std::vector<double> policy = to_doubles(policy_logprobs), advantages = to_doubles(mini_batch.advantages);
@@ -42,15 +42,17 @@ at::Tensor select_by_covariance(const LossBatch& mini_batch, const at::Tensor& p
     candidates.emplace_back(cov, t);
   }
 
-  size_t take = static_cast<size_t>(std::max(1.0, std::floor(share * count)));
-  if (!clip && share == 0) take = 0;
-  take = std::min(take, candidates.size());
+  const bool none = !clip && share == 0;
+  const double most = none ? 0 : std::max(1.0, std::floor(share * count));
+  const auto take = static_cast<size_t>(std::min(most, static_cast<double>(candidates.size())));
   if (clip && rng != nullptr) {
     for (size_t i = 0; i < take; ++i)
-      std::swap(candidates[i], candidates[rng->in_range(static_cast<int64_t>(i), static_cast<int64_t>(candidates.size()) - 1)]);
+      std::swap(candidates[i],
+                candidates[rng->in_range(static_cast<int64_t>(i), static_cast<int64_t>(candidates.size()) - 1)]);
   } else {
-    std::partial_sort(candidates.begin(), candidates.begin() + static_cast<int64_t>(take), candidates.end(),
-                      [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+    std::partial_sort(
+        candidates.begin(), candidates.begin() + static_cast<int64_t>(take), candidates.end(),
+        [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
   }
   at::Tensor selected = at::zeros({mini_batch.num_tokens()}, at::kBool);
   bool* data = selected.mutable_data_ptr<bool>();

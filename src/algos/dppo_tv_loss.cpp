@@ -1,5 +1,5 @@
-// DPPO with the total-variation trust region: l = -A sg(min(rho, C)) log p where the change of the token's probability is
-// within the bounds (p - p_old <= hi where A > 0, >= -lo elsewhere), 0 where it is not. Qi et al. 2026,
+// DPPO with the total-variation trust region: l = -A sg(min(rho, C)) log p where the change of the token's probability
+// is within the bounds (p - p_old <= hi where A > 0, >= -lo elsewhere), 0 where it is not. Qi et al. 2026,
 // https://arxiv.org/abs/2602.04879.
 #include <ATen/ATen.h>
 

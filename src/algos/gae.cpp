@@ -1,6 +1,7 @@
 // Generalised advantage estimation. Schulman et al. 2015, https://arxiv.org/abs/1506.02438.
 //   g_t = R_t + gamma V_next - V_t + gamma lam g_next,  A_t = g_t,  return_t = g_t + V_t
-// Masked tokens (tool output) are stepped over, as in verl; gae_skip_masked = false takes a step with R = V = 0, as TRL.
+// Masked tokens (tool output) are stepped over, as in verl; gae_skip_masked = false takes a step with R = V = 0, as
+// TRL.
 #include "algos/advantage.h"
 #include "core/error.h"
 

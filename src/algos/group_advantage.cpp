@@ -1,5 +1,6 @@
-// Estimators that compare the completions of a group by one score each. Statistics run over the groups that stay; a group
-// of two or more identical scores gets 0 exactly; a group of one has mean 0 and std 1 (as verl: its score stays; TRL: 0).
+// Estimators that compare the completions of a group by one score each. Statistics run over the groups that stay; a
+// group of two or more identical scores gets 0 exactly; a group of one has mean 0 and std 1 (as verl: its score stays;
+// TRL: 0).
 #include <algorithm>
 #include <numeric>
 
@@ -68,8 +69,8 @@ std::vector<double> normalised(const EstimatorInput& in, const std::vector<doubl
 }  // namespace
 
 // GRPO: a = (s - mean) / (std + eps). Shao et al. 2024, https://arxiv.org/abs/2402.03300; eps 1e-4 as TRL (verl 1e-6).
-// scale_rewards none is Dr. GRPO (Liu et al. 2025, https://arxiv.org/abs/2503.20783), batch the std over all completions
-// (Hu et al. 2025, https://arxiv.org/abs/2508.08221).
+// scale_rewards none is Dr. GRPO (Liu et al. 2025, https://arxiv.org/abs/2503.20783), batch the std over all
+// completions (Liu et al. 2025, https://arxiv.org/abs/2508.08221).
 EstimatorOutput grpo_advantages(const EstimatorInput& in) {
   return {spread_over_tokens(in.scores, normalised(in, in.scores.score)), {}};
 }
@@ -110,7 +111,8 @@ EstimatorOutput opo_advantages(const EstimatorInput& in) {
   return {spread_over_tokens(in.scores, a), {}};
 }
 
-// GPG: a = (s - mean) * B / number of non-zero scores. Chu et al. 2025, https://arxiv.org/abs/2504.02546, as verl has it.
+// GPG: a = (s - mean) * B / number of non-zero scores. Chu et al. 2025, https://arxiv.org/abs/2504.02546, as verl has
+// it.
 EstimatorOutput gpg_advantages(const EstimatorInput& in) {
   double non_zero = 0;
   for (size_t i = 0; i < in.scores.score.size(); ++i) non_zero += in.scores.stays[i] && in.scores.score[i] != 0;
@@ -122,8 +124,8 @@ EstimatorOutput gpg_advantages(const EstimatorInput& in) {
   return {spread_over_tokens(in.scores, a), {}};
 }
 
-// Pass@k training: the best of a group gets (best - second) / D, the others 0. Verl's compute_grpo_passk_outcome_advantage,
-// after Chen et al. 2025, https://arxiv.org/abs/2503.19595.
+// Pass@k training: the best of a group gets (best - second) / D, the others 0. Verl's
+// compute_grpo_passk_outcome_advantage, after Tang et al. 2025, https://arxiv.org/abs/2503.19595.
 EstimatorOutput grpo_passk_advantages(const EstimatorInput& in) {
   const Scale scale(in, in.scores.score);
   const auto a = for_each_group(in.scores, in.scores.score, [&](const Group& group, double* out) {

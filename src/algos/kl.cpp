@@ -8,9 +8,9 @@
 
 namespace temper {
 
-// Schulman 2020, http://joschu.net/blog/kl-approx.html. k3 is unclamped, as in TRL; clamp = true bounds it as verl does:
-// min(e^x - x - 1, 10) with x = clamp(-d, -20, 20). The suffix + (verl) keeps a form's value and takes k2's derivative,
-// whose expectation is the gradient of the KL (Tang, Munos 2025, https://arxiv.org/abs/2506.09477).
+// Schulman 2020, http://joschu.net/blog/kl-approx.html. k3 is unclamped, as in TRL; clamp = true bounds it as verl
+// does: min(e^x - x - 1, 10) with x = clamp(-d, -20, 20). The suffix + (verl) keeps a form's value and takes k2's
+// derivative, whose expectation is the gradient of the KL (Tang, Munos 2025, https://arxiv.org/abs/2506.09477).
 at::Tensor kl_estimate(const at::Tensor& d, KlEstimatorKind estimator, bool clamp) {
   const auto with_gradient_of_k2 = [&](const at::Tensor& k) {
     const at::Tensor k2 = d.square() * 0.5;

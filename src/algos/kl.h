@@ -1,5 +1,5 @@
-// Estimators of KL(policy || ref) from the two log-probabilities of a token the policy drew, and the controller of their
-// coefficient.
+// Estimators of KL(policy || ref) from the two log-probabilities of a token the policy drew, and the controller of
+// their coefficient.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -10,9 +10,9 @@
 
 #include "algos/non_finite_json.h"
 #include "config/load.h"
-#include "core/nearest_name.h"
 #include "core/error.h"
 #include "core/files.h"
+#include "core/nearest_name.h"
 
 namespace temper {
 namespace {
@@ -105,7 +105,8 @@ AlgoSection parse_settings(const Json& root) {
     const Json& algo = root["algo"];
     if (!algo.is_object()) throw FormatError("algo is {}: expected an object of keys.", quoted(algo));
     for (const auto& [key, value] : algo.items()) {
-      if (key.empty() || key.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != std::string::npos)
+      if (key.empty() ||
+          key.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != std::string::npos)
         throw ConfigError("unknown key algo.{}: keys are words such as algo.kl_coef; a table is an object", key);
       settings.push_back(format("{}={}", key, toml_value(value, format("algo.{}", key))));
     }
@@ -120,7 +121,8 @@ AlgoContext parse_context(const Json& root) {
     if (rollout.contains("max_completion_length")) {
       const double length = number_at(rollout["max_completion_length"], "rollout.max_completion_length");
       if (length < 1 || length != std::floor(length) || length > 1e15)
-        throw ConfigError("rollout.max_completion_length is {}: allowed are whole numbers of tokens from 1 on.", length);
+        throw ConfigError("rollout.max_completion_length is {}: allowed are whole numbers of tokens from 1 on.",
+                          length);
       context.max_completion_length = static_cast<int64_t>(length);
     }
   }
@@ -140,8 +142,9 @@ AlgoContext parse_context(const Json& root) {
 
 // ---- arrays ----
 
-const std::vector<std::string> kTokenArrays = {"policy_logprobs", "old_logprobs", "behavior_logprobs", "ref_logprobs",
-                                               "teacher_logprobs", "values", "old_values", "entropies", "token_rewards"};
+const std::vector<std::string> kTokenArrays = {"policy_logprobs", "old_logprobs",     "behavior_logprobs",
+                                               "ref_logprobs",    "teacher_logprobs", "values",
+                                               "old_values",      "entropies",        "token_rewards"};
 const std::vector<std::string> kVocabularyArrays = {"policy_logits", "teacher_logits"};
 
 std::vector<std::string> completion_fields() {
@@ -171,10 +174,11 @@ class Reader {
     const PolicyLoss loss = fixture_.settings.policy_loss;
     if (completions.empty()) throw FormatError("{}.completions is empty: give at least one.", path);
     if (is_preference_loss(loss) && completions.size() != 2)
-      throw FormatError("{} has {} completions: algo.policy_loss = {} needs [chosen, rejected].", path, completions.size(),
-                        to_string(loss));
+      throw FormatError("{} has {} completions: algo.policy_loss = {} needs [chosen, rejected].", path,
+                        completions.size(), to_string(loss));
     if (fixture_.settings.adv_estimator == AdvEstimator::kGrpoPassk && completions.size() < 2)
-      throw FormatError("{} has one completion: algo.adv_estimator = grpo_passk needs two or more in every group.", path);
+      throw FormatError("{} has one completion: algo.adv_estimator = grpo_passk needs two or more in every group.",
+                        path);
 
     if (group.contains("baseline_reward"))
       baselines_.push_back(number_at(group["baseline_reward"], path + ".baseline_reward"));
@@ -182,7 +186,8 @@ class Reader {
       throw missing(path, *need);
     margins_.push_back(group.contains("margin") ? number_at(group["margin"], path + ".margin") : 0);
     fixture_.batch.group_sizes.push_back(static_cast<int64_t>(completions.size()));
-    for (size_t i = 0; i < completions.size(); ++i) read_completion(completions[i], format("{}.completions[{}]", path, i));
+    for (size_t i = 0; i < completions.size(); ++i)
+      read_completion(completions[i], format("{}.completions[{}]", path, i));
   }
 
   void read_completion(const Json& value, const std::string& path) {
@@ -235,8 +240,7 @@ class Reader {
   }
 
   void read_mask(const Json& completion, const std::string& path) {
-    if (!completion.contains("mask"))
-      throw FormatError("{}.mask is missing: give one 0 or 1 a token.", path);
+    if (!completion.contains("mask")) throw FormatError("{}.mask is missing: give one 0 or 1 a token.", path);
     const Json& mask = list_at(completion["mask"], path + ".mask");
     if (mask.empty()) throw FormatError("{}.mask is empty: a completion has at least one token.", path);
     bool counts = false;
@@ -247,10 +251,12 @@ class Reader {
       counts |= mask[t] == 1;
     }
     fixture_.batch.lengths.push_back(static_cast<int64_t>(mask.size()));
-    const bool truncated = fixture_.settings.mask_truncated_completions && completion.value("finish_reason", Json()) == "length";
+    const bool truncated =
+        fixture_.settings.mask_truncated_completions && completion.value("finish_reason", Json()) == "length";
     if (fixture_.settings.policy_loss == PolicyLoss::kRewardModel && (!counts || truncated))
-      throw FormatError("{}.mask has no 1{}: algo.policy_loss = reward_model reads the value at the last counted token.", path,
-                        counts ? " left (algo.mask_truncated_completions)" : "");
+      throw FormatError(
+          "{}.mask has no 1{}: algo.policy_loss = reward_model reads the value at the last counted token.", path,
+          counts ? " left (algo.mask_truncated_completions)" : "");
   }
 
   void read_rewards(const Json& value, const std::string& path) {
@@ -258,8 +264,8 @@ class Reader {
     if (num_functions_ == 0) num_functions_ = rewards.size();
     if (rewards.empty()) throw FormatError("{} is empty: give one reward a function.", path);
     if (rewards.size() != num_functions_)
-      throw FormatError("{} has {} entries: the first completion has {}. Give one a reward function.", path, rewards.size(),
-                        num_functions_);
+      throw FormatError("{} has {} entries: the first completion has {}. Give one a reward function.", path,
+                        rewards.size(), num_functions_);
     read_numbers(rewards, path, num_functions_, columns_["rewards"]);
     ++present_["rewards"];
   }
@@ -312,7 +318,8 @@ class Reader {
     const std::string_view estimator = to_string(settings.adv_estimator);
     if (given.empty()) {
       if (settings.adv_estimator != AdvEstimator::kNone)
-        throw FormatError("{} has no reward: algo.adv_estimator = {} needs one of {}.", paths_.front(), estimator, join(kinds));
+        throw FormatError("{} has no reward: algo.adv_estimator = {} needs one of {}.", paths_.front(), estimator,
+                          join(kinds));
       if (settings.filter_groups)
         throw FormatError("{} has no reward: algo.filter_groups = true needs one of {}.", paths_.front(), join(kinds));
       return;
@@ -321,12 +328,15 @@ class Reader {
       throw FormatError("{}.{} is missing, though other completions have it. Give every completion its reward.",
                         first_without_[given[0]], given[0]);
     if (settings.adv_estimator == AdvEstimator::kGdpo && given[0] != "rewards")
-      throw FormatError("{}.rewards is missing: algo.adv_estimator = gdpo normalises each reward alone. Give rewards in place "
-                        "of {}.", paths_.front(), given[0]);
+      throw FormatError(
+          "{}.rewards is missing: algo.adv_estimator = gdpo normalises each reward alone. Give rewards in place "
+          "of {}.",
+          paths_.front(), given[0]);
     const AlgoContext& context = fixture_.context;
     const auto check_count = [&](const char* name, size_t has) {
       if (has != 0 && has != num_functions_)
-        throw FormatError("reward.{} has {} entries, rewards have {}. Give one a reward function.", name, has, num_functions_);
+        throw FormatError("reward.{} has {} entries, rewards have {}. Give one a reward function.", name, has,
+                          num_functions_);
     };
     if (given[0] != "rewards") return;
     check_count("functions", context.reward_names.size());

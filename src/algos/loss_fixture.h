@@ -1,5 +1,6 @@
-// The fixture of `temper loss`: one global batch with everything that its settings need, as JSON. Strict: an unknown field,
-// a missing or misshapen array, a number that is not finite are errors that name their place. Format: docs/algorithms.md.
+// The fixture of `temper loss`: one global batch with everything that its settings need, as JSON. Strict: an unknown
+// field, a missing or misshapen array, a number that is not finite are errors that name their place. Format:
+// docs/algorithms.md.
 #pragma once
 #include <ATen/core/Tensor.h>
 

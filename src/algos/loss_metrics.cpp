@@ -36,9 +36,7 @@ void LossMetrics::add_ratio_loss(const TokenLoss& loss, const TokenLossInput& in
   const at::Tensor& mask = input.mask;
   add_token_mean("ppo_kl", -clamped_log_ratio(input.policy.detach(), input.old), mask);
   const at::Tensor none = at::zeros_like(mask);
-  const auto count = [&](const at::Tensor& where) {
-    return ((where.defined() ? where : none) & mask).sum();
-  };
+  const auto count = [&](const at::Tensor& where) { return ((where.defined() ? where : none) & mask).sum(); };
   const at::Tensor tokens = mask.sum(), low = count(loss.clipped_low), high = count(loss.clipped_high);
   add_mean("clip_ratio/low_mean", low, tokens);
   add_mean("clip_ratio/high_mean", high, tokens);
@@ -63,8 +61,7 @@ void LossMetrics::add_mismatch(const at::Tensor& old_logprobs, const at::Tensor&
     add_token_mean("sampling/importance_sampling_ratio/mean", weights, where);
     add_extreme("sampling/importance_sampling_ratio/max", Reduction::kMax, weights, where);
   }
-  if (!settings.rollout_rs.empty())
-    add_token_mean("sampling/rejected_ratio", batch_.kept.logical_not(), counted);
+  if (!settings.rollout_rs.empty()) add_token_mean("sampling/rejected_ratio", batch_.kept.logical_not(), counted);
 }
 
 void LossMetrics::add_pairs(const PairLoss& pairs) {

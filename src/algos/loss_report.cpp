@@ -15,7 +15,8 @@
 namespace temper {
 namespace {
 
-// A JSON object written field by field, numbers with 17 significant digits. Throws NumericsError for one that is not finite.
+// A JSON object written field by field, numbers with 17 significant digits. Throws NumericsError for one that is not
+// finite.
 class Report {
  public:
   explicit Report(const LossBatch& batch) : batch_(batch), offsets_(batch.offsets()) {}
@@ -66,15 +67,21 @@ class Report {
     text_ += (text_.size() > 1 ? ",\n " : "\n ") + quoted(name) + ": ";
     return text_;
   }
-  static std::string quoted(const std::string& name) { return nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace); }
+  static std::string quoted(const std::string& name) {
+    return nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  }
   static std::string place_text(const std::string& place) { return place; }
   template <class Place>
-  static std::string place_text(const Place& place) { return place(); }
+  static std::string place_text(const Place& place) {
+    return place();
+  }
   template <class Place>
   static std::string number(double value, const Place& place) {
     if (!std::isfinite(value))
-      throw NumericsError("the result {} is {}: the numbers of the fixture overflow a double. Look for log-probabilities "
-                          "or rewards that are out of range.", place_text(place), value);
+      throw NumericsError(
+          "the result {} is {}: the numbers of the fixture overflow a double. Look for log-probabilities "
+          "or rewards that are out of range.",
+          place_text(place), value);
     char digits[32];
     std::snprintf(digits, sizeof digits, "%.17g", value);
     return digits;
@@ -116,7 +123,8 @@ std::string evaluate_loss_fixture(LossFixture& fixture) {
   const std::optional<double> current = current_kl(report, result.metrics);
   if (current) {
     metrics.emplace_back("kl_coef", algorithm->kl_coef());
-    metrics.emplace_back("kl_coef_next", next_kl_coef(settings, algorithm->kl_coef(), *current, counts.num_completions));
+    metrics.emplace_back("kl_coef_next",
+                         next_kl_coef(settings, algorithm->kl_coef(), *current, counts.num_completions));
   }
 
   Report out(batch);
@@ -128,7 +136,8 @@ std::string evaluate_loss_fixture(LossFixture& fixture) {
   batch.returns.defined() ? out.add("returns", batch.returns) : out.add_null("returns");
   fixture.policy_logprobs.defined() ? out.add("grad_policy_logprobs", gradient_of(fixture.policy_logprobs))
                                     : out.add_null("grad_policy_logprobs");
-  const bool has_values = settings.adv_estimator == AdvEstimator::kGae || settings.policy_loss == PolicyLoss::kRewardModel;
+  const bool has_values =
+      settings.adv_estimator == AdvEstimator::kGae || settings.policy_loss == PolicyLoss::kRewardModel;
   has_values ? out.add("grad_values", gradient_of(fixture.values)) : out.add_null("grad_values");
   if (distills) {
     out.add("distill_loss", result.metrics.result(kDistillTermMetric));

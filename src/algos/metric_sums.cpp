@@ -13,7 +13,8 @@ double MetricSum::result() const {
 }
 
 void MetricSums::add(const MetricSum& entry) {
-  const auto known = std::find_if(entries_.begin(), entries_.end(), [&](const auto& e) { return e.name == entry.name; });
+  const auto known =
+      std::find_if(entries_.begin(), entries_.end(), [&](const auto& e) { return e.name == entry.name; });
   if (known == entries_.end()) {
     entries_.push_back(entry);
     return;

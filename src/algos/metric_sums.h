@@ -1,5 +1,5 @@
-// Metrics that add up over micro-batches and ranks. Each entry declares how it is reduced, so that nothing is guessed from
-// a name. Not thread-safe.
+// Metrics that add up over micro-batches and ranks. Each entry declares how it is reduced, so that nothing is guessed
+// from a name. Not thread-safe.
 #pragma once
 #include <string>
 #include <string_view>
@@ -13,9 +13,9 @@ enum class Reduction { kSum, kMean, kMin, kMax };
 struct MetricSum {
   std::string name;
   Reduction reduction = Reduction::kSum;
-  double value = 0;   // the sum, or the minimum or maximum so far
-  double weight = 0;  // kMean: what the sum is divided by; kMin, kMax: 0 while nothing was seen
-  bool logged = true;  // false: an ingredient of something else
+  double value = 0;       // the sum, or the minimum or maximum so far
+  double weight = 0;      // kMean: what the sum is divided by; kMin, kMax: 0 while nothing was seen
+  bool logged = true;     // false: an ingredient of something else
   double result() const;  // 0 where nothing was seen
 };
 
@@ -30,7 +30,7 @@ class MetricSums {
 
   const std::vector<MetricSum>& entries() const { return entries_; }  // in the order of first appearance
   const MetricSum* find(std::string_view name) const;
-  double result(std::string_view name) const;  // REQUIRES: it is there
+  double result(std::string_view name) const;                   // REQUIRES: it is there
   std::vector<std::pair<std::string, double>> results() const;  // the logged ones
 
  private:

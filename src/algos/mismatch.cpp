@@ -11,8 +11,8 @@ namespace temper {
 // Truncated importance sampling (Yao et al. 2025, https://fengyao.notion.site/off-policy-rl) clamps the weight, masked
 // (IcePop, MIS) drops what lies outside. Both ends are clamped, as in TRL and OpenRLHF; verl's upper end alone is
 // rollout_is_min = 0.
-at::Tensor importance_weights(const at::Tensor& old_logprobs, const at::Tensor& behavior_logprobs, const at::Tensor& mask,
-                              const Segments& segments, const AlgoSection& settings) {
+at::Tensor importance_weights(const at::Tensor& old_logprobs, const at::Tensor& behavior_logprobs,
+                              const at::Tensor& mask, const Segments& segments, const AlgoSection& settings) {
   at::Tensor y = (old_logprobs - behavior_logprobs).masked_fill(mask.logical_not(), 0);
   if (settings.rollout_is == RolloutIs::kSequence) y = segments.spread(segments.sum(y));
   const at::Tensor w = y.clamp(-20, 20).exp();
@@ -21,8 +21,8 @@ at::Tensor importance_weights(const at::Tensor& old_logprobs, const at::Tensor& 
   return w.masked_fill((w < low) | (w > high), 0);
 }
 
-// verl's rollout_corr: x = clamp(old - behavior, -20, 20); k1 = -x, k2 = x^2/2, k3 = e^x - 1 - x; a token's own, or the sum,
-// mean or maximum over its completion's counted tokens. k1 is bounded on both sides: it bounds behavior/old.
+// verl's rollout_corr: x = clamp(old - behavior, -20, 20); k1 = -x, k2 = x^2/2, k3 = e^x - 1 - x; a token's own, or the
+// sum, mean or maximum over its completion's counted tokens. k1 is bounded on both sides: it bounds behavior/old.
 at::Tensor passes_rejection(const at::Tensor& old_logprobs, const at::Tensor& behavior_logprobs, const at::Tensor& mask,
                             const Segments& segments, const AlgoSection& settings) {
   const at::Tensor x = (old_logprobs - behavior_logprobs).masked_fill(mask.logical_not(), 0).clamp(-20, 20);

@@ -1,5 +1,5 @@
-// JSON has no NaN and no Infinity, yet Python writes them, and 1e999 is JSON but no double. A parser can only say "invalid
-// literal"; to name the place, such tokens are turned into marked strings before parsing.
+// JSON has no NaN and no Infinity, yet Python writes them, and 1e999 is JSON but no double. A parser can only say
+// "invalid literal"; to name the place, such tokens are turned into marked strings before parsing.
 #pragma once
 #include <string>
 #include <string_view>

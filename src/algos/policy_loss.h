@@ -1,5 +1,6 @@
-// Policy losses on tokens, one row each: log-probabilities and advantages in, one number a token out, which Algorithm::loss
-// weighs and aggregates. Any floating type and device. To add one: its enumerator, its file, its row in policy_loss.cpp.
+// Policy losses on tokens, one row each: log-probabilities and advantages in, one number a token out, which
+// Algorithm::loss weighs and aggregates. Any floating type and device. To add one: its enumerator, its file, its row in
+// policy_loss.cpp.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -12,11 +13,11 @@ namespace temper {
 struct TokenLossInput {
   const AlgoSection& settings;
   const Segments& segments;
-  at::Tensor policy;      // differentiable
-  at::Tensor old;         // constant, as all below
+  at::Tensor policy;  // differentiable
+  at::Tensor old;     // constant, as all below
   at::Tensor advantages;
-  at::Tensor mask;        // bool c
-  at::Tensor selected;    // bool, clip_cov and kl_cov
+  at::Tensor mask;      // bool c
+  at::Tensor selected;  // bool, clip_cov and kl_cov
 };
 
 struct TokenLoss {

@@ -22,27 +22,35 @@ at::Tensor log_ratio_sums(const PolicyOutput& output, const LossBatch& batch, co
   return segments.sum((output.logprobs - batch.ref_logprobs).masked_fill(batch.counted.logical_not(), 0));
 }
 
-// DPO: h = difference of log-ratio sums; l = -(1 - eps) log sigmoid(beta h) - eps log sigmoid(-beta h). Rafailov et al. 2023,
-// https://arxiv.org/abs/2305.18290; label smoothing (conservative DPO): Mitchell 2023, https://ericmitchell.ai/cdpo.pdf.
-PairLoss dpo(const PolicyOutput& output, const LossBatch& batch, const Segments& segments, const AlgoSection& settings) {
+// DPO: h = difference of log-ratio sums; l = -(1 - eps) log sigmoid(beta h) - eps log sigmoid(-beta h). Rafailov et al.
+// 2023, https://arxiv.org/abs/2305.18290; label smoothing (conservative DPO): Mitchell 2023,
+// https://ericmitchell.ai/cdpo.pdf.
+PairLoss dpo(const PolicyOutput& output, const LossBatch& batch, const Segments& segments,
+             const AlgoSection& settings) {
   const auto [chosen, rejected] = halves(log_ratio_sums(output, batch, segments));
   const at::Tensor h = settings.dpo_beta * (chosen - rejected);
   const double eps = settings.label_smoothing;
-  return {-(1 - eps) * at::log_sigmoid(h) - eps * at::log_sigmoid(-h), settings.dpo_beta * chosen.detach(),
-          settings.dpo_beta * rejected.detach(), {}};
+  return {-(1 - eps) * at::log_sigmoid(h) - eps * at::log_sigmoid(-h),
+          settings.dpo_beta * chosen.detach(),
+          settings.dpo_beta * rejected.detach(),
+          {}};
 }
 
 // IPO: l = (h - 1 / (2 beta))^2, each sum divided by its length (as TRL; OpenRLHF sums). Azar et al. 2023,
 // https://arxiv.org/abs/2310.12036.
-PairLoss ipo(const PolicyOutput& output, const LossBatch& batch, const Segments& segments, const AlgoSection& settings) {
+PairLoss ipo(const PolicyOutput& output, const LossBatch& batch, const Segments& segments,
+             const AlgoSection& settings) {
   const at::Tensor sums = log_ratio_sums(output, batch, segments);
   const auto [chosen, rejected] = halves(sums / segments.sum(batch.counted.to(sums.scalar_type())).clamp_min(1));
-  return {((chosen - rejected) - 1 / (2 * settings.dpo_beta)).square(), settings.dpo_beta * chosen.detach(),
-          settings.dpo_beta * rejected.detach(), {}};
+  return {((chosen - rejected) - 1 / (2 * settings.dpo_beta)).square(),
+          settings.dpo_beta * chosen.detach(),
+          settings.dpo_beta * rejected.detach(),
+          {}};
 }
 
-// Bradley-Terry with margin: v = the head's value at the last counted token; l = -log sigmoid(v_chosen - v_rejected - margin).
-// Ouyang et al. 2022, https://arxiv.org/abs/2203.02155; margin: Touvron et al. 2023, https://arxiv.org/abs/2307.09288.
+// Bradley-Terry with margin: v = the head's value at the last counted token; l = -log sigmoid(v_chosen - v_rejected -
+// margin). Ouyang et al. 2022, https://arxiv.org/abs/2203.02155; margin: Touvron et al. 2023,
+// https://arxiv.org/abs/2307.09288.
 PairLoss reward_model(const PolicyOutput& output, const LossBatch& batch, const Segments& segments) {
   TEMPER_CHECK(output.values.defined(), "reward_model needs values");
   const at::Tensor index = at::arange(1, batch.num_tokens() + 1, batch.counted.options().dtype(at::kLong));
@@ -59,7 +67,8 @@ PairLoss reward_model(const PolicyOutput& output, const LossBatch& batch, const 
 PairLoss preference_loss(const PolicyOutput& output, const LossBatch& micro_batch, const Segments& segments,
                          const AlgoSection& settings) {
   for (const int64_t size : micro_batch.group_sizes)
-    TEMPER_CHECK(size == 2, "{} needs pairs of chosen and rejected, got a group of {}", to_string(settings.policy_loss), size);
+    TEMPER_CHECK(size == 2, "{} needs pairs of chosen and rejected, got a group of {}", to_string(settings.policy_loss),
+                 size);
   PairLoss result;
   switch (settings.policy_loss) {
     case PolicyLoss::kDpo:

@@ -9,8 +9,8 @@
 
 namespace temper {
 
-void add_reward_metrics(AdvantageReport& report, const Scores& scores, const LossBatch& batch, const AlgoSection& settings,
-                        const AlgoContext& context) {
+void add_reward_metrics(AdvantageReport& report, const Scores& scores, const LossBatch& batch,
+                        const AlgoSection& settings, const AlgoContext& context) {
   if (settings.filter_groups)
     report.metrics.emplace_back("training/groups_filtered", static_cast<double>(scores.groups_filtered));
   if (!scores.has_rewards) return;

@@ -8,8 +8,8 @@ namespace temper {
 
 TokenLoss sapo_loss(const TokenLossInput& in) {
   const at::Tensor ratio = clamped_log_ratio(in.policy, in.old).exp();
-  const at::Tensor tau = at::full_like(in.advantages, in.settings.sapo_tau_neg)
-                             .masked_fill(in.advantages > 0, in.settings.sapo_tau_pos);
+  const at::Tensor tau =
+      at::full_like(in.advantages, in.settings.sapo_tau_neg).masked_fill(in.advantages > 0, in.settings.sapo_tau_pos);
   return {-in.advantages * (tau * (ratio - 1)).sigmoid() * 4 / tau, {}, {}, {}};
 }
 

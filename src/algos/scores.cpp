@@ -12,7 +12,8 @@ namespace temper {
 namespace {
 
 // r_i = reward, or sum_k weight_k * rewards_k, or sum_t mask * token_rewards.
-std::vector<double> raw_rewards(const LossBatch& batch, const std::vector<int64_t>& offsets, const AlgoContext& context) {
+std::vector<double> raw_rewards(const LossBatch& batch, const std::vector<int64_t>& offsets,
+                                const AlgoContext& context) {
   if (batch.reward.defined()) return to_doubles(batch.reward);
   const int64_t num = batch.num_completions();
   std::vector<double> result(num, 0);

@@ -15,19 +15,19 @@ struct GroupRange {
 };
 
 struct Scores {
-  std::vector<GroupRange> groups;  // [G] all of them
-  std::vector<int64_t> offsets;    // [B + 1]
-  std::vector<uint8_t> stays;      // [B] 0: the group was filtered out
-  std::vector<uint8_t> counted;    // [N] m
+  std::vector<GroupRange> groups;    // [G] all of them
+  std::vector<int64_t> offsets;      // [B + 1]
+  std::vector<uint8_t> stays;        // [B] 0: the group was filtered out
+  std::vector<uint8_t> counted;      // [N] m
   std::vector<int64_t> num_counted;  // [B] L
-  std::vector<int64_t> last;       // [B] index in [N] of the last counted token, -1 if there is none
-  bool has_rewards = false;        // the rest is 0 if not
-  std::vector<double> reward;      // [B] r + overlong penalty: what metrics report
-  std::vector<double> score;       // [B] s: the same less KL in the reward
+  std::vector<int64_t> last;         // [B] index in [N] of the last counted token, -1 if there is none
+  bool has_rewards = false;          // the rest is 0 if not
+  std::vector<double> reward;        // [B] r + overlong penalty: what metrics report
+  std::vector<double> score;         // [B] s: the same less KL in the reward
   std::vector<double> token_reward;  // [N] R
   int64_t groups_filtered = 0;
-  double total_counted = 0;        // sum of m
-  double total_stays = 0;          // B
+  double total_counted = 0;  // sum of m
+  double total_stays = 0;    // B
 };
 
 Scores compute_scores(const LossBatch& batch, const AlgoSection& settings, const AlgoContext& context);

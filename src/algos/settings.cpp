@@ -22,8 +22,8 @@ std::vector<ArrayNeed> needed_arrays(const AlgoSection& settings) {
   need(settings.adv_estimator == AdvEstimator::kRemax, "adv_estimator", estimator, "baseline_reward");
   need(settings.rollout_is != RolloutIs::kNone, "rollout_is", to_string(settings.rollout_is), "old_logprobs",
        "behavior_logprobs");
-  need(!settings.rollout_rs.empty(), "rollout_rs", settings.rollout_rs.empty() ? "" : settings.rollout_rs.begin()->first,
-       "old_logprobs", "behavior_logprobs");
+  need(!settings.rollout_rs.empty(), "rollout_rs",
+       settings.rollout_rs.empty() ? "" : settings.rollout_rs.begin()->first, "old_logprobs", "behavior_logprobs");
   need(settings.kl_coef > 0 && (on_tokens || kl_in_reward(settings)), "kl_coef", settings.kl_coef, "ref_logprobs");
   need(settings.kl_coef > 0 && on_tokens && !kl_in_reward(settings), "kl_coef", settings.kl_coef, "policy_logprobs");
   need(kl_in_reward(settings), "kl_placement", "reward", "old_logprobs");
@@ -47,7 +47,8 @@ bool needs_old_before_loss(const AlgoSection& settings) {
 void check_context(const AlgoSection& settings, const AlgoContext& context) {
   const auto needs_length = [&](std::string_view key, const auto& value) {
     if (context.max_completion_length <= 0)
-      throw ConfigError("rollout.max_completion_length is missing: algo.{} = {} needs it. Give it, in tokens.", key, value);
+      throw ConfigError("rollout.max_completion_length is missing: algo.{} = {} needs it. Give it, in tokens.", key,
+                        value);
   };
   if (settings.loss_agg_mode == LossAggMode::kSeqMeanTokenSumNorm)
     needs_length("loss_agg_mode", to_string(settings.loss_agg_mode));

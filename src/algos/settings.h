@@ -26,8 +26,8 @@ struct ArrayNeed {
 std::vector<ArrayNeed> needed_arrays(const AlgoSection& settings);
 bool needs_array(const AlgoSection& settings, std::string_view array);
 
-// True where the proximal policy's log-probabilities must be known before the advantages. If not, a single pass over the
-// batch may leave old_logprobs out: the loss then takes the policy's own, held constant.
+// True where the proximal policy's log-probabilities must be known before the advantages. If not, a single pass over
+// the batch may leave old_logprobs out: the loss then takes the policy's own, held constant.
 bool needs_old_before_loss(const AlgoSection& settings);
 
 inline bool kl_in_reward(const AlgoSection& settings) {

@@ -76,6 +76,18 @@ ResumePoint resume_point(const Config& config, size_t stage, int64_t step) {
   return point;
 }
 
+// Going back to a checkpoint by name gives up what came after it: later stages must not resume from that.
+void set_aside_later_stages(const Config& config, const RunDirectory& run, size_t stage) {
+  FileSystem files;
+  for (size_t i = stage + 1; i < config.stages.size(); ++i) {
+    const StageConfig& later = config.stages[i];
+    CheckpointStore(files, run.checkpoints(later), static_cast<int>(later.checkpoint.keep_local))
+        .set_aside_newer_than(-1);
+    fs::remove_all(run.stage_model(later));
+  }
+  fs::remove_all(run.stage_model(config.stages[stage]));
+}
+
 void log_device(const Config& config) {
   log_info("device cpu, dtype {}, {} threads, run directory {}",
            compute_dtype(config.run.dtype) == at::kBFloat16 ? "bf16" : "f32", at::get_num_threads(), config.run_dir());
@@ -95,6 +107,7 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
     return ExitCode::kDone;
   }
   StartPoint start = find_start(config, run);
+  if (!start.checkpoint.empty()) set_aside_later_stages(config, run, start.stage);
   bool sinks_open = false;
   for (size_t i = start.stage; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];

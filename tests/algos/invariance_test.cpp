@@ -1,5 +1,5 @@
-// The loss of a mini-batch must not depend on how it is cut into micro-batches, nor on the order of groups: every case of
-// data/loss_fixtures.json, cut at random.
+// The loss of a mini-batch must not depend on how it is cut into micro-batches, nor on the order of groups: every case
+// of data/loss_fixtures.json, cut at random.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -19,7 +19,8 @@ namespace {
 using Indices = std::vector<int64_t>;
 
 void shuffle(Indices* items, SplitMix64& rng) {
-  for (size_t i = items->size(); i > 1; --i) std::swap((*items)[i - 1], (*items)[rng.in_range(0, static_cast<int64_t>(i) - 1)]);
+  for (size_t i = items->size(); i > 1; --i)
+    std::swap((*items)[i - 1], (*items)[rng.in_range(0, static_cast<int64_t>(i) - 1)]);
 }
 
 std::vector<Indices> groups_of(const LossBatch& batch) {
@@ -71,7 +72,8 @@ struct Case {
       PolicyOutput output{take(leaves[0]), {}, take(leaves[1]), {}};
       if (fixture.entropies.defined()) output.entropies = take(fixture.entropies.to(dtype));
       if (fixture.settings.distill_loss != DistillLoss::kNone)
-        output.divergence = vocabulary_divergence(take(leaves[2]), take(fixture.teacher_logits.to(dtype)), fixture.settings);
+        output.divergence =
+            vocabulary_divergence(take(leaves[2]), take(fixture.teacher_logits.to(dtype)), fixture.settings);
       const LossResult loss = algorithm->loss(output, fixture.batch.select(part).to(at::kCPU, dtype), counts);
       if (loss.loss.requires_grad()) loss.loss.backward();
       result.loss += loss.loss.item<double>();
@@ -111,10 +113,12 @@ void expect_close(const Evaluated& x, const Evaluated& y, double tolerance, cons
   ASSERT_EQ(x.gradients.size(), y.gradients.size());
   for (size_t k = 0; k < x.gradients.size(); ++k) {
     const double size = y.gradients[k].norm().item<double>();
-    EXPECT_LE((x.gradients[k] - y.gradients[k]).norm().item<double>(), tolerance * (1e-6 + size)) << name << " gradient " << k;
+    EXPECT_LE((x.gradients[k] - y.gradients[k]).norm().item<double>(), tolerance * (1e-6 + size))
+        << name << " gradient " << k;
   }
   for (const MetricSum& entry : y.metrics.entries())
-    EXPECT_NEAR(x.metrics.result(entry.name), entry.result(), tolerance * (1 + std::abs(entry.result()))) << name << " " << entry.name;
+    EXPECT_NEAR(x.metrics.result(entry.name), entry.result(), tolerance * (1 + std::abs(entry.result())))
+        << name << " " << entry.name;
 }
 
 std::vector<std::pair<std::string, std::string>> fixtures() {
@@ -130,7 +134,8 @@ void check_splits(at::ScalarType dtype, double tolerance) {
   for (const auto& [name, text] : fixtures()) {
     const Case c(parse_loss_fixture(text));
     const Evaluated whole = c.evaluate({c.all()}, dtype);
-    for (int repeat = 0; repeat < 2; ++repeat) expect_close(c.evaluate(c.random_parts(rng), dtype), whole, tolerance, name);
+    for (int repeat = 0; repeat < 2; ++repeat)
+      expect_close(c.evaluate(c.random_parts(rng), dtype), whole, tolerance, name);
   }
 }
 
@@ -155,7 +160,8 @@ TEST(Invariance, TheOrderOfGroupsDoesNotMatter) {
     const auto move = [&](at::Tensor& x) {
       if (x.defined()) x = x.detach().index_select(0, tokens);
     };
-    for (at::Tensor* x : {&moved.policy_logprobs, &moved.values, &moved.policy_logits, &moved.teacher_logits, &moved.entropies})
+    for (at::Tensor* x :
+         {&moved.policy_logprobs, &moved.values, &moved.policy_logits, &moved.teacher_logits, &moved.entropies})
       move(*x);
 
     const Case here(fixture), there(moved);
@@ -165,7 +171,11 @@ TEST(Invariance, TheOrderOfGroupsDoesNotMatter) {
     expect_close(b, a, 1e-9, name);
     const at::Tensor advantages = there.fixture.batch.advantages;
     EXPECT_LE((at::zeros_like(advantages).index_copy(0, tokens, advantages) - here.fixture.batch.advantages)
-                  .abs().max().item<double>(), 1e-9) << name;
+                  .abs()
+                  .max()
+                  .item<double>(),
+              1e-9)
+        << name;
     for (size_t k = 0; k < here.report.metrics.size(); ++k) {
       const auto& [metric, value] = here.report.metrics[k];
       EXPECT_NEAR(there.report.metrics[k].second, value, 1e-9 * (1 + std::abs(value))) << name << " " << metric;

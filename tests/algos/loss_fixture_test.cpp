@@ -89,29 +89,40 @@ std::string refusal(const Edit& edit) {
 Json& completion(Json& root, int i) { return root["groups"][0]["completions"][i]; }
 
 TEST(LossFixture, AMissingArrayIsNamedWithTheKeyThatNeedsIt) {
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["kl_coef"] = 0.1; }), "groups[0].completions[0].ref_logprobs",
-              "algo.kl_coef = 0.1");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["kl_coef"] = 0.1; }),
+              "groups[0].completions[0].ref_logprobs", "algo.kl_coef = 0.1");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 1).erase("old_logprobs"); }),
               "groups[0].completions[1].old_logprobs is missing", "algo.policy_loss = clip");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 1).erase("mask"); }), "groups[0].completions[1].mask");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["adv_estimator"] = "remax"; }), "groups[0].baseline_reward",
               "algo.adv_estimator = remax");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["adv_estimator"] = "gae"; }), "values", "gae");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["entropy_coef"] = 0.1; }), "entropies", "algo.entropy_coef = 0.1");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["rollout_is"] = "token"; }), "behavior_logprobs", "algo.rollout_is");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["rollout_rs"] = {{"token_k3", 0.1}}; }), "behavior_logprobs",
-              "algo.rollout_rs");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["distill_coef"] = 1; }), "teacher_logprobs", "algo.distill_coef = 1");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["distill_loss"] = "jsd"; }), "policy_logits", "algo.distill_loss = jsd");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["preset"] = "dpo"; }), "ref_logprobs", "algo.policy_loss = dpo");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["entropy_coef"] = 0.1; }), "entropies",
+              "algo.entropy_coef = 0.1");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["rollout_is"] = "token"; }), "behavior_logprobs",
+              "algo.rollout_is");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) {
+                f["algo"]["rollout_rs"] = {{"token_k3", 0.1}};
+              }),
+              "behavior_logprobs", "algo.rollout_rs");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["distill_coef"] = 1; }), "teacher_logprobs",
+              "algo.distill_coef = 1");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["distill_loss"] = "jsd"; }), "policy_logits",
+              "algo.distill_loss = jsd");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["preset"] = "dpo"; }), "ref_logprobs",
+              "algo.policy_loss = dpo");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["preset"] = "reward_model"; }), "values",
               "algo.policy_loss = reward_model");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["entropies"] = {1, 1, 1}; }),
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) {
+                completion(f, 0)["entropies"] = {1, 1, 1};
+              }),
               "groups[0].completions[1].entropies", "all or to none");
 }
 
 TEST(LossFixture, AWrongLengthIsNamed) {
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["old_logprobs"] = {-1, -2}; }),
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) {
+                completion(f, 0)["old_logprobs"] = {-1, -2};
+              }),
               "groups[0].completions[0].old_logprobs has 2 entries", "mask has 3");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["mask"] = Json::array(); }), "mask is empty");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) {
@@ -127,7 +138,9 @@ TEST(LossFixture, AWrongLengthIsNamed) {
 }
 
 TEST(LossFixture, AnUnknownFieldIsNamedWithTheNearest) {
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["ref_logprob"] = {1, 1, 1}; }),
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) {
+                completion(f, 0)["ref_logprob"] = {1, 1, 1};
+              }),
               "unknown field groups[0].completions[0].ref_logprob", "the nearest is ref_logprobs");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["group"] = 1; }), "unknown field group", "groups");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["rollout"]["max_length"] = 8; }), "rollout.max_length",
@@ -135,8 +148,10 @@ TEST(LossFixture, AnUnknownFieldIsNamedWithTheNearest) {
 }
 
 TEST(LossFixture, RewardsAreOfExactlyOneKind) {
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["rewards"] = {1}; }), "exactly one of", "token_rewards");
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 1).erase("reward"); }), "groups[0].completions[1].reward");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["rewards"] = {1}; }), "exactly one of",
+              "token_rewards");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 1).erase("reward"); }),
+              "groups[0].completions[1].reward");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0).erase("reward"), completion(f, 1).erase("reward"); }),
               "no reward", "algo.adv_estimator = grpo");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { f["algo"]["adv_estimator"] = "gdpo"; }), "rewards", "gdpo");
@@ -164,8 +179,8 @@ TEST(LossFixture, GroupsHaveTheSizeTheLossNeeds) {
 }
 
 TEST(LossFixture, AMaskIsZeroOrOne) {
-  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["mask"][1] = 2; }), "groups[0].completions[0].mask[1] is 2",
-              "0 and 1");
+  EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["mask"][1] = 2; }),
+              "groups[0].completions[0].mask[1] is 2", "0 and 1");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["mask"][1] = 0.5; }), "mask[1] is 0.5");
   EXPECT_SAYS(refusal<FormatError>([](Json& f) { completion(f, 0)["mask"][1] = true; }), "mask[1] is true");
 }
@@ -201,7 +216,8 @@ TEST(LossFixture, WordsLikeNaNInsideStringsAreNotNumbers) {
 }
 
 TEST(LossFixture, AResultThatOverflowsIsRefused) {
-  LossFixture fixture = parse_loss_fixture(R"({"algo": {"kl_coef": 0.1}, "groups": [{"completions": [{"mask": [1], "reward": 1,
+  LossFixture fixture =
+      parse_loss_fixture(R"({"algo": {"kl_coef": 0.1}, "groups": [{"completions": [{"mask": [1], "reward": 1,
     "policy_logprobs": [-1000], "old_logprobs": [-1], "ref_logprobs": [-1]}]}]})");
   EXPECT_THROW(evaluate_loss_fixture(fixture), NumericsError);
 }
@@ -234,25 +250,37 @@ TEST(LossFixture, SettingsAreRefusedByKeyAndFix) {
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["gamma"] = 1.5; }), "algo.gamma", "[0, 1]");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["gamma"] = "high"; }), "algo.gamma");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["gamma"] = nullptr; }), "algo.gamma", "null");
-  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["filter_groups"] = 1; }), "algo.filter_groups", "true or false");
+  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["filter_groups"] = 1; }), "algo.filter_groups",
+              "true or false");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["a=b"] = 1; }), "a=b");
-  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["overlong_buffer"] = {{"length", 4}}; }),
+  EXPECT_SAYS(refusal<ConfigError>([](Json& f) {
+                f["algo"]["overlong_buffer"] = {{"length", 4}};
+              }),
               "algo.overlong_buffer.length", "overlong_buffer.len");
-  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["overlong_buffer"] = {{"len", 4}}; }),
+  EXPECT_SAYS(refusal<ConfigError>([](Json& f) {
+                f["algo"]["overlong_buffer"] = {{"len", 4}};
+              }),
               "rollout.max_completion_length", "algo.overlong_buffer.len = 4");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["preset"] = "dr_grpo"; }), "rollout.max_completion_length",
               "seq-mean-token-sum-norm");
-  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"] = {{"preset", "gmpo"}, {"rollout_is", "token"}}; }), "gmpo",
-              "rollout_is");
-  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"] = {{"preset", "gdpo"}, {"overlong_buffer", {{"len", 2}}}}; }), "gdpo",
-              "overlong_buffer");
+  EXPECT_SAYS(refusal<ConfigError>([](Json& f) {
+                f["algo"] = {{"preset", "gmpo"}, {"rollout_is", "token"}};
+              }),
+              "gmpo", "rollout_is");
+  EXPECT_SAYS(refusal<ConfigError>([](Json& f) {
+                f["algo"] = {{"preset", "gdpo"}, {"overlong_buffer", {{"len", 2}}}};
+              }),
+              "gdpo", "overlong_buffer");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) {
                 f["algo"] = {{"preset", "gdpo"}, {"kl_coef", 0.1}, {"kl_placement", "reward"}};
               }),
               "gdpo", "kl_placement");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["distill_top_k"] = 4; }), "distill_top_k", "forward_kl");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["distill_top_k"] = 1.5; }), "distill_top_k", "integer");
-  EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["rollout_rs"] = {{"token_k4", 0.1}}; }), "token_k4", "seq_mean_k3");
+  EXPECT_SAYS(refusal<ConfigError>([](Json& f) {
+                f["algo"]["rollout_rs"] = {{"token_k4", 0.1}};
+              }),
+              "token_k4", "seq_mean_k3");
   EXPECT_SAYS(refusal<ConfigError>([](Json& f) { f["algo"]["rollout_rs"] = {{"seq_max_k1", 2}}; }), "seq_max_k1");
 }
 

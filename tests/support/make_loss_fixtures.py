@@ -633,7 +633,7 @@ def evaluate(fx):
 # ---- cases ----
 
 def random_fixture(rng, algo, *, groups=3, kind="reward", ties=False, holes=True, ones=False, pairs=False, truncated=0.2,
-                   all_masked=0.1, far=0.05, rewards_k=3, full=True):
+                   all_masked=0.1, far=0.05, rewards_k=3, full=True, sizes=(1, 5)):
     a = settings_of(algo)
 
     def logprob():
@@ -643,7 +643,7 @@ def random_fixture(rng, algo, *, groups=3, kind="reward", ties=False, holes=True
     need_pairs = pairs or a["policy_loss"] in ("dpo", "ipo", "reward_model")
     V = rng.randint(3, 6)
     for _ in range(groups):
-        n = 2 if need_pairs else rng.randint(2 if a["adv_estimator"] == "grpo_passk" else 1, 5)
+        n = 2 if need_pairs else rng.randint(max(2, sizes[0]) if a["adv_estimator"] == "grpo_passk" else sizes[0], sizes[1])
         g = {"completions": []}
         if a["adv_estimator"] == "remax" or rng.random() < 0.1:
             g["baseline_reward"] = round(rng.gauss(0, 1), 3)
@@ -726,7 +726,8 @@ def named_cases():
     cases.append(("mask_truncated", dict(mask_truncated_completions=True), dict(truncated=0.5)))
     for loss in ("clip", "gspo", "cispo", "sapo", "gmpo", "clip_cov", "kl_cov", "dppo_tv", "reinforce", "sft"):
         for mode in ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"):
-            cases.append((f"{loss}_{mode}", dict(policy_loss=loss, loss_agg_mode=mode), dict(far=0.15)))
+            # kl_cov bounds no ratio: far tokens of both signs would cancel to nothing but rounding.
+            cases.append((f"{loss}_{mode}", dict(policy_loss=loss, loss_agg_mode=mode), dict(far=0.0 if loss == "kl_cov" else 0.15)))
     cases.append(("gspo_wide", dict(policy_loss="gspo", clip_ratio_low=0.5, clip_ratio_high=1.0), dict(far=0.2)))
     cases.append(("gmpo_wide", dict(preset="gmpo"), dict(far=0.0)))
     cases.append(("cispo_absolute", dict(preset="cispo", cispo_bound="absolute", clip_ratio_high=1.1), {}))
@@ -737,8 +738,8 @@ def named_cases():
     cases.append(("dppo_unbounded", dict(policy_loss="dppo_tv", clip_ratio_low=0.05, clip_ratio_high=0.1, clip_ratio_c=0), {}))
     cases.append(("clip_cov_many", dict(policy_loss="clip_cov", clip_cov_ratio=0.3, clip_cov_lb=0.01, clip_cov_ub=3.0),
                   dict(groups=5)))
-    cases.append(("kl_cov_many", dict(policy_loss="kl_cov", kl_cov_ratio=0.3, kl_cov_coef=0.7), dict(groups=5)))
-    cases.append(("kl_cov_off", dict(policy_loss="kl_cov", kl_cov_ratio=0.0), {}))
+    cases.append(("kl_cov_many", dict(policy_loss="kl_cov", kl_cov_ratio=0.3, kl_cov_coef=0.7), dict(groups=5, far=0.0)))
+    cases.append(("kl_cov_off", dict(policy_loss="kl_cov", kl_cov_ratio=0.0), dict(far=0.0)))
     for est in ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+"):
         cases.append((f"kl_{est}", dict(kl_coef=0.05, kl_estimator=est), {}))
         cases.append((f"kl_{est}_clamp", dict(kl_coef=0.05, kl_estimator=est, kl_clamp=True, loss_agg_mode="token-mean"), {}))
@@ -765,8 +766,43 @@ def named_cases():
     cases.append(("dpo_smoothed", dict(preset="dpo", dpo_beta=0.3, label_smoothing=0.1), dict(far=0.0)))
     cases.append(("ipo", dict(preset="dpo", policy_loss="ipo"), dict(far=0.0)))
     cases.append(("several_rewards", dict(), dict(kind="rewards")))
+    for preset in ("grpo", "dapo", "gspo", "gmpo", "ppo", "rloo", "opo", "gdpo", "distill", "sft", "reinforce_plus_plus"):
+        kind = "rewards" if preset == "gdpo" else "reward"
+        cases.append((f"all_masked_{preset}", dict(preset=preset, kl_coef=0.0 if preset == "gdpo" else 0.1, rollout_is="sequence",
+                                                   rollout_rs={"seq_mean_k1": 1.5}), dict(all_masked=1.0, kind=kind)))
+        cases.append((f"groups_of_one_{preset}", dict(preset=preset), dict(sizes=(1, 1), kind=kind)))
+    cases.append(("groups_of_one_batch_scale", dict(scale_rewards="batch"), dict(sizes=(1, 1))))
+    cases.append(("one_group_of_one_batch_scale", dict(scale_rewards="batch"), dict(sizes=(1, 1), groups=1)))
     cases.append(("one_completion", dict(), dict(groups=1, holes=False)))
-    return cases
+    # Arrays that only serve metrics are in the presets and the corrections; elsewhere they would only take room.
+    return [(n, a, dict(dict(full=n.startswith(("preset_", "rs_", "is_", "all_masked"))), **o)) for n, a, o in cases]
+
+
+def hand_made():
+    """Cases whose numbers lie on a bound or leave a set empty."""
+    def one(algo, **fields):
+        c = dict(mask=[1, 1, 1], reward=1.0, **fields)
+        return dict(algo=algo, groups=[dict(completions=[c, dict(c, reward=0.0)])])
+    on_clamp = dict(policy_logprobs=[-21.0, -1.0, -0.5], old_logprobs=[-1.0, -21.0, -0.9])
+    value = dict(policy_logprobs=[-1.0, -2.0, -0.5], old_logprobs=[-1.0, -2.0, -0.5], values=[1.0, 0.25, -1.0], old_values=[0.5, 0.75, 0.5])
+    kl = dict(policy_logprobs=[-1.0, -2.0, -21.5], old_logprobs=[-1.0, -2.0, -21.5], ref_logprobs=[-1.0, -22.0, -1.5])
+    same = dict(policy_logprobs=[-1.0, -2.0, -0.5], old_logprobs=[-1.0, -2.0, -0.5], behavior_logprobs=[-1.0, -2.0, -0.5])
+    filtered = one(dict(preset="dapo"), **same)
+    for c in filtered["groups"][0]["completions"]:
+        c["reward"] = 0.5
+    return [
+        ("log_ratio_on_its_clamp", one(dict(clip_ratio_c=0, policy_loss="sapo"), **on_clamp)),
+        ("gmpo_on_its_bound", one(dict(preset="gmpo"), **on_clamp)),
+        ("value_on_its_clip", one(dict(preset="ppo", whiten_advantages=False), **value)),
+        ("kl_on_its_clamp", one(dict(kl_coef=0.1, kl_clamp=True), **kl)),
+        ("kl_abs_at_zero", one(dict(kl_coef=0.1, kl_estimator="abs"), **kl)),
+        ("ratio_one", one(dict(rollout_is="token", rollout_rs={"token_k1": 1.0, "seq_sum_k3": 0.0}), **same)),
+        ("everything_filtered", filtered),
+        ("everything_filtered_gae", dict(algo=dict(preset="ppo", filter_groups=True),
+                                         groups=[dict(completions=[dict(mask=[1, 1, 1], reward=0.5, **value)] * 2)])),
+        ("everything_rejected", one(dict(rollout_rs={"token_k2": 0.0}, kl_coef=0.1, entropy_coef=0.1),
+                                    **dict(kl, behavior_logprobs=[-3.0, -3.0, -3.0], entropies=[1.0, 1.0, 1.0]))),
+    ]
 
 
 def random_algo(rng):
@@ -823,6 +859,7 @@ def main():
     for name, algo, options in named_cases():
         fixture = random_fixture(rng, algo, **options)
         cases.append({"name": name, "fixture": fixture, "expected": evaluate(fixture)})
+    cases += [{"name": name, "fixture": fixture, "expected": evaluate(fixture)} for name, fixture in hand_made()]
     with open(args.out, "w", encoding="utf-8") as f:
         f.write("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "\n]\n")
     print(f"{args.out}: {len(cases)} cases")
