@@ -1,4 +1,11 @@
-// The only file that sees the TOML library.
+// The only file that sees the TOML library. Its 3.3 asserts (and without assertions assumes) that a table's header
+// begins with a key, which a broken file does not: here a failed assertion is an exception like its other errors.
+#undef NDEBUG
+namespace temper::detail {
+struct TomlAssertion {};
+[[noreturn]] inline void throw_toml_assertion() { throw TomlAssertion(); }
+}  // namespace temper::detail
+#define TOML_ASSERT(condition) ((condition) ? void() : ::temper::detail::throw_toml_assertion())
 #include <toml++/toml.h>
 
 #include <cctype>
@@ -80,6 +87,7 @@ Value parse_value(const KeySpec& key, const std::string& text) {
     const toml::table table = toml::parse("value = " + toml);
     if (table.size() == 1 && table.contains("value")) return to_value(*table.get("value"));
   } catch (const toml::parse_error&) {
+  } catch (const detail::TomlAssertion&) {
   }
   double number = 0;  // ".5", which TOML does not take
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -98,6 +106,11 @@ ParsedFile read_toml(std::string_view text, const std::string& origin, std::vect
         "{}:{}: not valid TOML at column {}: {}. Correct the line; strings need quotes, keys are written"
         " key = value.",
         origin, error.source().begin.line, error.source().begin.column, error.description());
+  } catch (const detail::TomlAssertion&) {
+    throw ConfigError(
+        "{}: not valid TOML: a table's header does not begin with a name. Write [section], or [\"a name\"] with "
+        "quotes.",
+        origin);
   }
   const auto place = [&origin](const toml::node& node) { return format("{}:{}", origin, node.source().begin.line); };
   ParsedFile file;
@@ -161,6 +174,7 @@ Override read_override(std::string_view text, std::vector<std::string>* errors) 
         return result;
       }
     } catch (const toml::parse_error&) {
+    } catch (const detail::TomlAssertion&) {
     }
     errors->push_back(format("{}: {} is a table. Write --{}.KEY=VALUE.", place, path, path));
     return result;

@@ -152,6 +152,7 @@ TEST(ConfigErrors, BrokenTomlNamesTheLine) {
   EXPECT_THAT(error_of("[run]\nname = x\n"),
               AllOf(HasSubstr("run.toml:2"), HasSubstr("not valid TOML"), HasSubstr("quotes")));
   EXPECT_THAT(error_of("[run\n"), HasSubstr("run.toml:1"));
+  EXPECT_THAT(error_of("[run]\n[,a]\n"), AllOf(HasSubstr("run.toml: not valid TOML"), HasSubstr("Write [section]")));
   EXPECT_THAT(error_of("[run]\nseed = 1\nseed = 2\n"), HasSubstr("run.toml:3"));
 }
 
