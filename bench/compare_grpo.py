@@ -31,7 +31,7 @@ def run(command, cwd, environment):
 
 def temper(arguments, seed, environment):
     with tempfile.TemporaryDirectory() as folder:
-        _, memory = run([ROOT / "build/release/temper", "run", ROOT / "configs/smollm2_arithmetic.toml", f"--run.seed={seed}", f"--run.dir={folder}/runs",
+        _, memory = run([arguments.temper, "run", ROOT / "configs/smollm2_arithmetic.toml", f"--run.seed={seed}", f"--run.dir={folder}/runs",
                          f"--model.path={arguments.model}", f"--train.max_steps={arguments.steps}", "--checkpoint.local_every_steps=0"],
                         folder, environment)
         records = [json.loads(line) for line in open(f"{folder}/runs/smollm2_arithmetic/metrics.jsonl")]
@@ -58,6 +58,7 @@ def mean(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "models/SmolLM2-135M-Instruct"))
+    parser.add_argument("--temper", default=str(ROOT / "build/release/temper"))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="*", default=[42, 43, 44])
     parser.add_argument("--trl-seeds", type=int, nargs="*", default=[42])

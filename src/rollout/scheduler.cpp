@@ -7,7 +7,19 @@
 namespace temper {
 
 void Scheduler::add(Group& group) {
-  for (const auto& sequence : group.sequences) waiting_.push_back(sequence.get());
+  for (const auto& sequence : group.sequences) {
+    sequence->order = num_arrived_++;
+    wait(*sequence);
+  }
+}
+
+void Scheduler::wait(Sequence& sequence) {
+  waiting_.emplace(sequence.order, &sequence);
+  ++sequence.group->num_waiting;
+}
+
+void Scheduler::stop_waiting(Sequence& sequence) {
+  sequence.group->num_waiting -= static_cast<int>(waiting_.erase(sequence.order));
 }
 
 std::vector<ScheduledSequence> Scheduler::schedule() {
@@ -59,7 +71,7 @@ void Scheduler::preempt_last() {
   running_.pop_back();
   free_blocks(sequence);
   if (sequence.group->leader == &sequence) sequence.group->leader = nullptr;
-  waiting_.push_front(&sequence);
+  wait(sequence);
   ++num_preemptions_;
 }
 
@@ -73,12 +85,9 @@ void Scheduler::admit() {
   if (waiting_.empty() || num_running() >= options_.max_num_seqs) return;
   int64_t num_reserved = num_reserved_slots();
   for (auto next = waiting_.begin(); next != waiting_.end();) {
-    Sequence& sequence = **next;
+    Sequence& sequence = *(next++)->second;
     Group& group = *sequence.group;
-    if (group.leader != nullptr) {  // forks soon
-      ++next;
-      continue;
-    }
+    if (group.leader != nullptr) continue;  // forks soon
     if (num_running() + num_reserved >= options_.max_num_seqs) return;
     const Sequence* donor = donor_of(sequence);
     // At least one token must be computed, and never into a shared block.
@@ -94,9 +103,9 @@ void Scheduler::admit() {
     }
     for (int64_t i = 0; i < num_needed; ++i) sequence.blocks.push_back(pool_.allocate());
     sequence.num_computed = num_shared * options_.block_size;
-    next = waiting_.erase(next);
+    stop_waiting(sequence);
     join(sequence);
-    if (options_.enable_prefix_sharing && donor == nullptr && sequence.length() == group.prompt_length()) {
+    if (options_.enable_prefix_sharing && donor == nullptr) {
       group.leader = &sequence;
       num_reserved = num_reserved_slots();
     }
@@ -112,8 +121,10 @@ void Scheduler::join(Sequence& sequence) {
 
 // Slots that the waiting members of groups with a leader will take.
 int64_t Scheduler::num_reserved_slots() const {
-  return std::count_if(waiting_.begin(), waiting_.end(),
-                       [](const Sequence* sequence) { return sequence->group->leader != nullptr; });
+  int64_t count = 0;
+  for (const Sequence* sequence : running_)
+    if (sequence->group->leader == sequence) count += sequence->group->num_waiting;
+  return count;
 }
 
 // A running member of the group whose full prompt blocks are computed.
@@ -126,15 +137,15 @@ const Sequence* Scheduler::donor_of(const Sequence& sequence) const {
 
 std::vector<Fork> Scheduler::fork(Sequence& leader) {
   Group& group = *leader.group;
-  TEMPER_CHECK(group.leader == &leader && leader.num_computed == group.prompt_length(),
-               "only a leader that is done forks");
+  TEMPER_CHECK(group.leader == &leader && leader.num_uncomputed() == 0, "only a leader that is done forks");
   group.leader = nullptr;
+  if (leader.length() > group.prompt_length()) return {};  // it came back: its last token is not the prompt's
   const bool partial = group.prompt_length() % options_.block_size != 0;
   std::vector<Fork> forks;
   for (const auto& member : group.sequences) {
-    if (member.get() == &leader || member->finished || member->length() != group.prompt_length()) continue;
+    if (!waiting_.contains(member->order) || member->length() != group.prompt_length()) continue;
     if (num_running() >= options_.max_num_seqs || pool_.num_free() < num_running() + partial) break;
-    waiting_.remove(member.get());
+    stop_waiting(*member);
     Fork fork{member.get()};
     member->blocks = leader.blocks;
     if (partial) {
@@ -154,10 +165,10 @@ void Scheduler::retire(const std::vector<Sequence*>& sequences) {
   for (Sequence* sequence : sequences) {
     sequence->finished = true;
     if (sequence->group->leader == sequence) sequence->group->leader = nullptr;
+    stop_waiting(*sequence);
     free_blocks(*sequence);
   }
-  const auto done = [](const Sequence* sequence) { return sequence->finished; };
-  if (std::erase_if(running_, done) < sequences.size()) waiting_.remove_if(done);
+  std::erase_if(running_, [](const Sequence* sequence) { return sequence->finished; });
 }
 
 void Scheduler::free_blocks(Sequence& sequence) {

@@ -8,7 +8,7 @@
 // No tensors, one thread.
 #pragma once
 #include <cstdint>
-#include <list>
+#include <map>
 #include <vector>
 
 #include "rollout/block_pool.h"
@@ -42,8 +42,9 @@ class Scheduler {
   void add(Group& group);
   // Members of a group lie next to each other, so that attention reads their shared blocks once. Empty: nothing to do.
   std::vector<ScheduledSequence> schedule();
-  // Once the leader's prompt is computed and before its first token is drawn: the waiting members that find a slot,
-  // which now run and have the same tokens computed as the leader.
+  // Once the leader is computed and before its next token is drawn: the waiting members that find a slot, which now run
+  // and have the same tokens computed as the leader. None where the leader was preempted after its first token: the
+  // others join by themselves and take its blocks.
   std::vector<Fork> fork(Sequence& leader);
   // Takes finished (or cancelled) sequences out and frees their blocks.
   void retire(const std::vector<Sequence*>& sequences);
@@ -59,6 +60,8 @@ class Scheduler {
   bool grow_or_preempt(size_t index);
   void preempt_last();
   void admit();
+  void wait(Sequence& sequence);
+  void stop_waiting(Sequence& sequence);
   void join(Sequence& sequence);
   int64_t num_reserved_slots() const;
   const Sequence* donor_of(const Sequence& sequence) const;
@@ -67,8 +70,9 @@ class Scheduler {
 
   SchedulerOptions options_;
   BlockPool& pool_;
-  std::list<Sequence*> waiting_;    // in the order of arrival; preempted ones in front
-  std::vector<Sequence*> running_;  // in the order of joining, groups together
+  std::map<int64_t, Sequence*> waiting_;  // by order of arrival: preempted ones come before those that never ran
+  std::vector<Sequence*> running_;        // in the order of joining, groups together
+  int64_t num_arrived_ = 0;
   int64_t num_preemptions_ = 0;
 };
 

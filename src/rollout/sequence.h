@@ -35,6 +35,7 @@ struct Group;
 struct Sequence {
   Group* group = nullptr;
   int32_t index = 0;               // the completion's in the group
+  int64_t order = 0;               // of arrival in the engine
   std::vector<int32_t> token_ids;  // [P + T] prompt, then what was drawn
   int64_t num_computed = 0;        // of token_ids: keys and values are in the cache
   std::vector<int32_t> blocks;     // block table, from position 0
@@ -52,6 +53,7 @@ struct Group {
   GenerationRequest request;
   std::vector<std::unique_ptr<Sequence>> sequences;  // [num_completions]
   int num_unfinished = 0;
+  int num_waiting = 0;  // of the sequences: not running, not finished
   // Computes the prompt for all: the others wait to fork from it. Null when nobody does.
   Sequence* leader = nullptr;
   Stopwatch clock;  // since submit()

@@ -266,6 +266,8 @@ TEST(Engine, TokensCarryTheVersionThatDrewThemAndTheCacheCanBeRecomputed) {
   tiny.model.load(other.parameters, 5);
   engine.recompute_cache();
   const auto results = run_to_end(engine);
+  // The prompt, then the first with its 3 tokens, then what the second does not share of 20 + 3.
+  EXPECT_EQ(engine.stats().num_prefill_tokens, 20 + 23 + (23 - 16));
   for (const Completion& completion : results.at(1).completions) {
     EXPECT_THAT(completion.policy_versions, ElementsAreArray({0, 0, 0, 5, 5, 5, 5, 5}));
     std::vector<int32_t> tokens = request.prompt_token_ids;
