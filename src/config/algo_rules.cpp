@@ -19,20 +19,17 @@ bool is_one_of(Enum value, std::initializer_list<Enum> allowed) {
 using Est = AdvEstimator;
 using Loss = PolicyLoss;
 
-bool is_pairwise(const AlgoSection& a) {
-  return is_one_of(a.policy_loss, {Loss::kDpo, Loss::kIpo, Loss::kRewardModel});
-}
 bool scales(const AlgoSection& a) {
   return a.trains_on_rollouts() && is_one_of(a.adv_estimator, {Est::kGrpo, Est::kGrpoPassk, Est::kGdpo});
 }
 bool scores(const AlgoSection& a) { return a.trains_on_rollouts() && a.adv_estimator != Est::kNone; }
 bool has_gae(const AlgoSection& a) { return a.trains_on_rollouts() && a.adv_estimator == Est::kGae; }
-bool has_kl(const AlgoSection& a) { return a.kl_coef > 0 && !is_pairwise(a); }
+bool has_kl(const AlgoSection& a) { return a.kl_coef > 0 && !a.trains_on_pairs(); }
 bool weighs(const AlgoSection& a) { return a.is_ratio_loss() || a.policy_loss == Loss::kReinforce; }
 bool clips(const AlgoSection& a) {
   return is_one_of(a.policy_loss, {Loss::kClip, Loss::kGspo, Loss::kCispo, Loss::kGmpo, Loss::kClipCov, Loss::kDppoTv});
 }
-bool distills(const AlgoSection& a) { return a.distill_loss != DistillLoss::kNone && !is_pairwise(a); }
+bool distills(const AlgoSection& a) { return a.distill_loss != DistillLoss::kNone && !a.trains_on_pairs(); }
 
 // Keys that are not always used, and when they are.
 const std::map<std::string, std::function<bool(const AlgoSection&)>, std::less<>>& use_rules() {
@@ -50,7 +47,7 @@ const std::map<std::string, std::function<bool(const AlgoSection&)>, std::less<>
       {"overlong_buffer.len", scores},
       {"overlong_buffer.penalty_factor", [](A a) { return scores(a) && a.overlong_buffer.len > 0; }},
       {"mask_truncated_completions", [](A a) { return a.trains_on_rollouts(); }},
-      {"loss_agg_mode", [](A a) { return !is_pairwise(a); }},
+      {"loss_agg_mode", [](A a) { return !a.trains_on_pairs(); }},
       {"clip_ratio_low",
        [](A a) { return clips(a) && !(a.policy_loss == Loss::kCispo && a.cispo_bound == CispoBound::kAbsolute); }},
       {"clip_ratio_high", clips},
@@ -66,7 +63,7 @@ const std::map<std::string, std::function<bool(const AlgoSection&)>, std::less<>
       {"clip_cov_ub", [](A a) { return a.policy_loss == Loss::kClipCov; }},
       {"kl_cov_ratio", [](A a) { return a.policy_loss == Loss::kKlCov; }},
       {"kl_cov_coef", [](A a) { return a.policy_loss == Loss::kKlCov; }},
-      {"kl_coef", [](A a) { return !is_pairwise(a); }},
+      {"kl_coef", [](A a) { return !a.trains_on_pairs(); }},
       {"kl_estimator", has_kl},
       {"kl_clamp",
        [](A a) {
@@ -76,7 +73,7 @@ const std::map<std::string, std::function<bool(const AlgoSection&)>, std::less<>
       {"kl_ctrl.type", has_kl},
       {"kl_ctrl.target", [](A a) { return has_kl(a) && a.kl_ctrl.type == KlCtrlType::kAdaptive; }},
       {"kl_ctrl.horizon", [](A a) { return has_kl(a) && a.kl_ctrl.type == KlCtrlType::kAdaptive; }},
-      {"entropy_coef", [](A a) { return !is_pairwise(a); }},
+      {"entropy_coef", [](A a) { return !a.trains_on_pairs(); }},
       {"rollout_is", weighs},
       {"rollout_is_mode", [](A a) { return weighs(a) && a.rollout_is != RolloutIs::kNone; }},
       {"rollout_is_max", [](A a) { return weighs(a) && a.rollout_is != RolloutIs::kNone; }},
@@ -87,7 +84,7 @@ const std::map<std::string, std::function<bool(const AlgoSection&)>, std::less<>
       {"vf_coef", has_gae},
       {"distill_coef", weighs},
       {"distill_discount", [](A a) { return weighs(a) && a.distill_coef > 0; }},
-      {"distill_loss", [](A a) { return !is_pairwise(a); }},
+      {"distill_loss", [](A a) { return !a.trains_on_pairs(); }},
       {"distill_loss_coef", distills},
       {"distill_beta", [](A a) { return a.distill_loss == DistillLoss::kJsd; }},
       {"distill_temperature", distills},
@@ -111,6 +108,10 @@ bool AlgoSection::whitens() const {
 
 bool AlgoSection::trains_on_rollouts() const {
   return !is_one_of(policy_loss, {Loss::kSft, Loss::kDpo, Loss::kIpo, Loss::kRewardModel});
+}
+
+bool AlgoSection::trains_on_pairs() const {
+  return is_one_of(policy_loss, {Loss::kDpo, Loss::kIpo, Loss::kRewardModel});
 }
 
 bool AlgoSection::is_ratio_loss() const { return policy_loss <= Loss::kDppoTv; }

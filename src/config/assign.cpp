@@ -37,7 +37,6 @@ struct Assigner {
   std::optional<std::string> operator()(bool* field) const {
     const auto* flag = std::get_if<bool>(&value.data);
     if (!flag) return wrong_type();
-    if (!key.range.contains(*flag)) return format("{} is not possible yet. Allowed: {}.", says(), key.allowed_text());
     *field = *flag;
     return std::nullopt;
   }
@@ -233,7 +232,6 @@ std::string KeySpec::allowed_text() const {
   const Field here = field(scratch);
   if (const auto* choice = std::get_if<ChoiceField>(&here)) return "one of " + join(choice->names);
   if (!words.empty()) return "one of " + join(words);
-  if (std::holds_alternative<bool*>(here)) return range.low == range.high ? (range.low == 0 ? "false" : "true") : "";
   if (std::holds_alternative<std::map<std::string, RejectionBound>*>(here))
     return "tests " + join(rejection_tests()) + "; k1 takes [low, high] or one number, the others a number";
   return range.text();

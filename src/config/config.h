@@ -42,7 +42,8 @@ struct ModelInit {
 };
 
 struct ModelSection {
-  std::string path;  // HF directory; empty: init
+  // Directories in the Hugging Face layout, or "stage:NAME": what that earlier stage of the run made (stage_models.h).
+  std::string path;  // empty: init
   ModelInit init;
   std::string reference;  // empty: the model at the stage's start
   std::string teacher;
@@ -65,7 +66,7 @@ struct DataSection {
     int64_t seed = 1;               // of the problem stream; run.seed does not change it
     int64_t max_operand = 99;       // arithmetic, chain_sum
     int64_t num_items = 4;          // chain_sum: terms; sort, copy, reverse, count: letters
-    int64_t num_worked = 2000;      // worked problems for sft
+    int64_t num_worked = 2000;      // worked problems for sft, pairs for dpo and reward models
     double worked_error_share = 0;  // of the worked problems: one off in the answer
     double held_out_share = 0.1;    // of all problems; add1 has fixed sets
     bool operator==(const Generated&) const = default;
@@ -98,6 +99,7 @@ struct RolloutSection {
   bool enable_prefix_sharing = true;
   bool enable_chunked_prefill = true;
   std::optional<Dtype> dtype;  // after loading always set: run.dtype where not given
+  double teacher_share = 0;    // of a step's prompts, whose completions the teacher generates
   bool operator==(const RolloutSection&) const = default;
 };
 
@@ -105,6 +107,7 @@ struct RewardSection {
   std::vector<std::string> functions;  // after loading: ["task"] for a generated task where none is given
   std::vector<double> weights;         // one a function; empty: 1 each
   double timeout_s = 30;               // for one function on one group
+  std::string model;                   // directory or "stage:NAME" of the reward model, for the function "model"
   struct Numeric {
     double tolerance = 1e-6;
     bool operator==(const Numeric&) const = default;
@@ -203,18 +206,19 @@ struct AlgoSection {
 
   bool whitens() const;
   bool trains_on_rollouts() const;  // false: sft, dpo, ipo, reward_model learn from given completions
+  bool trains_on_pairs() const;     // dpo, ipo, reward_model: of a chosen and a rejected completion
   bool is_ratio_loss() const;       // one of the eight losses of the ratio policy/old
   bool compares_group() const;      // advantages that need num_generations >= 2
   bool needs_reference() const;
   bool needs_teacher() const;
-  bool needs_critic() const { return adv_estimator == AdvEstimator::kGae; }
+  bool needs_critic() const { return trains_on_rollouts() && adv_estimator == AdvEstimator::kGae; }
 };
 
 // A preset's keys, everything else at its default.
 AlgoSection algo_preset(Preset preset);
 
 struct TrainSection {
-  int64_t num_prompts_per_step = 8;  // sft: examples a step
+  int64_t num_prompts_per_step = 8;  // sft: examples a step; dpo, ipo, reward_model: pairs a step
   int64_t max_steps = 100;
   int64_t max_tokens_per_micro_batch = 4096;
   bool recompute = false;
@@ -234,6 +238,13 @@ struct OptimSection {
   double weight_decay = 0;
   double max_grad_norm = 1;  // 0: no clipping
   bool operator==(const OptimSection&) const = default;
+};
+
+struct CriticSection {
+  std::string path;              // directory or "stage:NAME"; empty: the policy's body at the stage's start, a new head
+  bool shared_backbone = false;  // the policy's body with a second head, instead of a model of its own
+  double learning_rate = 0;      // 0: optim.learning_rate; see critic_learning_rate()
+  bool operator==(const CriticSection&) const = default;
 };
 
 struct AsyncSection {
@@ -268,17 +279,21 @@ struct Sections {
   AlgoSection algo;
   TrainSection train;
   OptimSection optim;
+  CriticSection critic;
   AsyncSection async;
   CheckpointSection checkpoint;
   LogSection log;
   bool operator==(const Sections&) const = default;
+
+  double critic_learning_rate() const { return critic.learning_rate > 0 ? critic.learning_rate : optim.learning_rate; }
 };
 
 // One stage with everything resolved: presets, [[stage]] and command line.
 struct StageConfig : Sections {
   std::string name;
-  // True: starts from its own [model]. False: from the model that the stage before it handed on; model.path and
-  // model.init are then the root's and say nothing about this stage. Always true for the first stage.
+  // True: starts from its own [model]. False: from what an earlier stage made, which start_stage() (stage_models.h)
+  // tells; model.path is then "stage:NAME", or it and model.init are the root's and say nothing about this stage.
+  // Always true for the first stage.
   bool own_model = true;
   bool operator==(const StageConfig&) const = default;
 };

@@ -98,7 +98,11 @@ std::string config_markdown() {
       "the\n"
       "root `[algo]` do not reach it. An override of `[algo]` is ignored, with a warning, in a stage whose loss does "
       "not use\n"
-      "the key. Keys marked * hold for the whole run.\n";
+      "the key. Keys marked * hold for the whole run.\n\n"
+      "A stage without its own `[model]` goes on with the model of the latest stage before it that is no "
+      "`reward_model` stage.\n"
+      "Where a key takes a model directory, `\"stage:NAME\"` names what an earlier stage of the same run made:\n"
+      "`reward = {functions = [\"task\", \"model\"], weights = [0, 1], model = \"stage:reward_model\"}`.\n";
   for (const SectionSpec& section : section_table()) {
     text += format("\n## [{}]\n\n{}\n\n| key | type | default | allowed | meaning |\n| --- | --- | --- | --- | --- |\n",
                    section.name, section.help);

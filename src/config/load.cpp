@@ -6,6 +6,7 @@
 #include <set>
 
 #include "config/algo_rules.h"
+#include "config/stage_models.h"
 #include "config/table.h"
 #include "config/validate.h"
 #include "config/value.h"
@@ -90,10 +91,14 @@ class Loader {
     static_cast<Sections&>(config) = apply_layers({&root_, &everywhere_});
     name_stages();
     throw_if_wrong();
-    for (size_t i = 0; i < stages_.size(); ++i) config.stages.push_back(resolve_stage(stages_[i], i == 0));
+    for (const StageSettings& stage : stages_) {
+      // Reward models hand on no policy to go on with.
+      const bool is_first = std::all_of(config.stages.begin(), config.stages.end(), makes_reward_model);
+      config.stages.push_back(resolve_stage(stage, is_first));
+    }
     resolve_defaults(stem(), &config);
     if (!has_stages_) static_cast<Sections&>(config) = config.stages.front();
-    for (const StageConfig& stage : config.stages) check(stage);
+    for (size_t i = 0; i < config.stages.size(); ++i) check(config, i);
     throw_if_wrong();
     for (const std::string& doubt : pipeline_doubts(config.stages)) add_warning(doubt);
     config.warnings = std::move(warnings_);
@@ -156,6 +161,7 @@ class Loader {
             format("{}: there is no stage \"{}\". Stages here: {}.", settings.front().place, name, join(names)));
   }
 
+  // is_first: no stage before it made a policy.
   StageConfig resolve_stage(const StageSettings& stage, bool is_first) {
     static const Settings kNothing;
     const auto found = one_stage_.find(stage.name);
@@ -171,7 +177,8 @@ class Loader {
       return std::any_of(settings.begin(), settings.end(),
                          [](const Setting& s) { return s.key == "model.path" || s.key.starts_with("model.init."); });
     };
-    resolved.own_model = is_first || names_model(stage.settings) || names_model(own_overrides);
+    resolved.own_model = (is_first || names_model(stage.settings) || names_model(own_overrides)) &&
+                         !stage_reference(resolved.model.path);
     for (const Settings* layer : {&root, &stage.settings, &own_overrides}) warn_unused(*layer, resolved);
     resolve_defaults(stem(), &resolved);
     return resolved;
@@ -229,9 +236,12 @@ class Loader {
     }
   }
 
-  void check(const StageConfig& stage) {
+  void check(const Config& config, size_t index) {
+    const StageConfig& stage = config.stages[index];
     const std::string where = stages_.size() > 1 ? format("{}: stage {}", origin_, stage.name) : origin_;
     for (const std::string& conflict : stage_conflicts(stage)) errors_.push_back(format("{}: {}", where, conflict));
+    for (const std::string& conflict : reference_conflicts(config, index))
+      errors_.push_back(format("{}: {}", where, conflict));
     for (const std::string& doubt : stage_doubts(stage)) warn_in(stage.name, doubt);
   }
 

@@ -63,8 +63,10 @@ void add_run(TableBuilder& table) {
 }
 
 void add_model(TableBuilder& table) {
-  TEMPER_KEY(model.path, "Hugging Face directory (config.json, safetensors, tokenizer.json) to start from.")
-      .by_default("none: model.init");
+  TEMPER_KEY(model.path,
+             "Hugging Face directory (config.json, safetensors, tokenizer.json) to start from, or \"stage:NAME\": what"
+             " that earlier stage made.")
+      .by_default("none: model.init; in later stages the model of the last stage before that is no reward_model stage");
   TEMPER_KEY(model.init.family, "Starts from a new model with random weights, of this family; excludes model.path.")
       .one_of({"llama", "qwen2", "qwen3"})
       .by_default("none: model.path");
@@ -84,13 +86,17 @@ void add_model(TableBuilder& table) {
   TEMPER_KEY(model.init.rms_norm_eps, "Added to the mean square in RMSNorm.").above(0);
   TEMPER_KEY(model.init.tie_word_embeddings, "The output layer shares the embedding's weights.");
   TEMPER_KEY(model.init.tokenizer, "\"byte\" (one token a byte), or a directory with tokenizer.json.");
-  TEMPER_KEY(model.reference, "Hugging Face directory of the frozen reference policy of the KL term.")
+  TEMPER_KEY(model.reference,
+             "Frozen reference policy of the KL term, of dpo and of ipo: a Hugging Face directory, or \"stage:NAME\".")
       .by_default("the model at the stage's start");
-  TEMPER_KEY(model.teacher, "Hugging Face directory of the teacher, for distillation.").by_default("none");
+  TEMPER_KEY(model.teacher, "Teacher, for distillation: a Hugging Face directory, or \"stage:NAME\".")
+      .by_default("none");
 }
 
 void add_data(TableBuilder& table) {
-  TEMPER_KEY(data.path, "JSONL file of prompts (rollouts) or of prompts with completions (sft).")
+  TEMPER_KEY(data.path,
+             "JSONL file of prompts (rollouts), of prompts with completions (sft) or of pairs (dpo, ipo,"
+             " reward_model); formats in docs/data_formats.md.")
       .by_default("none: data.task");
   TEMPER_KEY(data.task, "Generated, seeded problems instead of a file; excludes data.path.")
       .one_of({"arithmetic", "add1", "chain_sum", "sort", "copy", "reverse", "count"})
@@ -111,7 +117,8 @@ void add_data(TableBuilder& table) {
   TEMPER_KEY(data.generated.seed, "Seed of a generated task's problems; run.seed does not change them.").at_least(0);
   TEMPER_KEY(data.generated.max_operand, "arithmetic, chain_sum: numbers lie in 0 to this.").at_least(1);
   TEMPER_KEY(data.generated.num_items, "chain_sum: terms; sort, copy, reverse, count: letters.").at_least(1);
-  TEMPER_KEY(data.generated.num_worked, "Worked problems that sft learns from.").at_least(1);
+  TEMPER_KEY(data.generated.num_worked, "Worked problems that sft learns from; pairs for dpo, ipo and reward_model.")
+      .at_least(1);
   TEMPER_KEY(
       data.generated.worked_error_share,
       "arithmetic, chain_sum: share of worked problems whose answer is one too large, as from a careless teacher.")
@@ -158,17 +165,24 @@ void add_rollout(TableBuilder& table) {
   TEMPER_KEY(rollout.enable_prefix_sharing, "A group computes and stores its prompt once.");
   TEMPER_KEY(rollout.enable_chunked_prefill, "Long prompts take several steps, beside sequences that generate.");
   TEMPER_KEY(rollout.dtype, "Compute type of generation.").by_default("run.dtype");
+  TEMPER_KEY(rollout.teacher_share,
+             "Distillation: share of a step's prompts whose completions the teacher generates, which is off-policy.")
+      .between(0, 1);
 }
 
 void add_reward(TableBuilder& table) {
   TEMPER_KEY(reward.functions, "Reward functions; the first decides what evaluation counts as correct.")
-      .one_of({"exact", "numeric", "regex", "format", "length", "task"})
+      .one_of({"exact", "numeric", "regex", "format", "length", "task", "model"})
       .by_default("[\"task\"] with data.task, else none");
   TEMPER_KEY(reward.weights, "Weight of each reward function in the sum.").by_default("1 each");
   TEMPER_KEY(reward.timeout_s,
              "Time that one function gets for one group; late completions count as failed, never as 0.")
       .unit("s")
       .above(0);
+  TEMPER_KEY(reward.model,
+             "model: the reward model, a Hugging Face directory of a ...ForSequenceClassification with one label, or"
+             " \"stage:NAME\" of a reward_model stage.")
+      .by_default("none");
   TEMPER_KEY(reward.numeric.tolerance, "numeric: largest difference from the answer that counts as equal.").at_least(0);
   TEMPER_KEY(reward.regex.pattern,
              "regex: 1 where this pattern (PCRE2) is found; with a group (?<answer>...), where the last match's group"
@@ -245,12 +259,13 @@ void add_algo(TableBuilder& table) {
 }
 
 void add_train(TableBuilder& table) {
-  TEMPER_KEY(train.num_prompts_per_step, "Prompts a step; sft: examples a step.").at_least(1);
+  TEMPER_KEY(train.num_prompts_per_step, "Prompts a step; sft: examples a step; dpo, ipo, reward_model: pairs a step.")
+      .at_least(1);
   TEMPER_KEY(train.max_steps, "Steps of the stage.").unit("steps").at_least(1);
   TEMPER_KEY(train.max_tokens_per_micro_batch, "Sequences are packed into micro-batches of so many tokens.")
       .unit("tokens")
       .at_least(1);
-  TEMPER_KEY(train.recompute, "Recomputes activations in the backward pass; this version keeps them.").only(0);
+  TEMPER_KEY(train.recompute, "Recomputes each block's activations in the backward pass: less memory, more time.");
   TEMPER_KEY(train.shard, "What is split over the ranks.");
   TEMPER_KEY(train.tensor_parallel, "Ranks that share each layer.").only(1);
   TEMPER_KEY(train.replicas, "Copies of the sharded model.").only(1);
@@ -265,6 +280,16 @@ void add_optim(TableBuilder& table) {
   TEMPER_KEY(optim.eps, "AdamW's epsilon.").above(0);
   TEMPER_KEY(optim.weight_decay, "Decoupled weight decay.").at_least(0);
   TEMPER_KEY(optim.max_grad_norm, "Gradients are scaled down to this norm; 0: never.").at_least(0);
+}
+
+void add_critic(TableBuilder& table) {
+  TEMPER_KEY(critic.path,
+             "The critic at the stage's start, such as a reward model: a Hugging Face directory, or \"stage:NAME\".")
+      .by_default("none: the policy's body with a new head");
+  TEMPER_KEY(critic.shared_backbone, "The critic is a second head on the policy's body, trained by its optimiser.");
+  TEMPER_KEY(critic.learning_rate, "Learning rate of the critic's own AdamW.")
+      .at_least(0)
+      .by_default("0: optim.learning_rate");
 }
 
 void add_rest(TableBuilder& table) {
@@ -307,6 +332,7 @@ const std::vector<SectionSpec>& section_table() {
       {"algo", "Losses and advantages; formulas in docs/algorithms.md."},
       {"train", "Steps and batches."},
       {"optim", "AdamW and its schedule."},
+      {"critic", "The critic of algo.adv_estimator = gae."},
       {"async", "How far generation may run ahead."},
       {"checkpoint", "What is saved, and how a run resumes."},
       {"log", "What is written beside checkpoints."},
@@ -326,6 +352,7 @@ const std::vector<KeySpec>& key_table() {
     add_algo(table);
     add_train(table);
     add_optim(table);
+    add_critic(table);
     add_rest(table);
     return std::move(table.rows);
   }();

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "config/algo_rules.h"
+#include "config/stage_models.h"
 #include "core/format.h"
 
 namespace temper {
@@ -12,7 +13,7 @@ namespace {
 using Messages = std::vector<std::string>;
 
 void check_model(const StageConfig& s, Messages* out) {
-  if (!s.own_model) return;
+  if (!s.own_model && !stage_reference(s.model.path)) return;
   const ModelInit& init = s.model.init;
   const bool has_init = !init.family.empty();
   if (s.model.path.empty() && !has_init) {
@@ -55,12 +56,17 @@ void check_data(const StageConfig& s, Messages* out) {
                           d.prompt_template, "{" + d.prompt_field + "}"));
 }
 
+// Distillation may do without rewards: its teacher says what is good.
+bool learns_from_rewards(const StageConfig& s) {
+  return s.algo.trains_on_rollouts() && (s.algo.adv_estimator != AdvEstimator::kNone || !s.algo.needs_teacher());
+}
+
 void check_rewards(const StageConfig& s, Messages* out) {
   const RewardSection& r = s.reward;
-  const bool evaluates = s.eval.num_prompts > 0 && (!s.data.eval_path.empty() || s.data.held_out_share > 0);
-  if (r.functions.empty() && (s.algo.trains_on_rollouts() || evaluates)) {
-    const std::string_view why = s.algo.trains_on_rollouts() ? "the stage trains on rewards"
-                                                             : "evaluation counts the first function's 1 as correct";
+  if (r.functions.empty() && (learns_from_rewards(s) || evaluates(s))) {
+    const std::string why = learns_from_rewards(s) ? format("the stage trains on rewards (algo.adv_estimator = {})",
+                                                            to_string(s.algo.adv_estimator))
+                                                   : std::string("evaluation counts the first function's 1 as correct");
     out->push_back(
         format("reward.functions is empty, but {}. Set it, for example to [\"exact\"] or [\"numeric\"].", why));
   }
@@ -84,6 +90,25 @@ void check_rewards(const StageConfig& s, Messages* out) {
     out->push_back("reward.functions has \"format\", but reward.format.pattern is empty. Set the pattern to match.");
   if (uses("length") && r.length.target == 0)
     out->push_back("reward.functions has \"length\", but reward.length.target is 0. Set the length in tokens.");
+  if (uses("model") && r.model.empty())
+    out->push_back(
+        "reward.functions has \"model\", but reward.model is empty. Set it to the directory of a reward model, or to"
+        " \"stage:NAME\" of a reward_model stage before this one.");
+}
+
+void check_critic(const StageConfig& s, Messages* out) {
+  if (!s.algo.needs_critic()) return;
+  if (s.critic.shared_backbone && !s.critic.path.empty())
+    out->push_back(
+        format("critic.path = \"{}\" and critic.shared_backbone = true exclude each other: a shared critic is a head"
+               " on the policy's body. Remove one of them.",
+               s.critic.path));
+  const std::vector<double>& weights = s.reward.weights;
+  const bool rewarded = weights.empty() || std::any_of(weights.begin(), weights.end(), [](double w) { return w != 0; });
+  const bool kl_in_reward = s.algo.kl_coef > 0 && s.algo.kl_placement == KlPlacement::kReward;
+  if (!rewarded && !kl_in_reward)
+    out->push_back(
+        "algo.adv_estimator = gae has no reward to learn values of: all reward.weights are 0. Raise one of them.");
 }
 
 void check_rollouts(const StageConfig& s, Messages* out) {
@@ -100,6 +125,11 @@ void check_rollouts(const StageConfig& s, Messages* out) {
         "rollout.temperature = 0 is greedy: all completions of a group would be the same and the loss's"
         " log-probabilities have no meaning. Set it above 0 in a stage that trains on rollouts"
         " (eval.temperature may be 0).");
+  if (r.teacher_share > 0 && !s.algo.needs_teacher())
+    out->push_back(
+        format("rollout.teacher_share = {}, but nothing in [algo] distils, so there is no teacher. Set"
+               " rollout.teacher_share to 0, or algo.preset to distill or gkd with model.teacher.",
+               r.teacher_share));
   if (s.algo.overlong_buffer.len > r.max_completion_length)
     out->push_back(format("algo.overlong_buffer.len = {} exceeds rollout.max_completion_length = {}. Make it smaller.",
                           s.algo.overlong_buffer.len, r.max_completion_length));
@@ -124,8 +154,11 @@ void check_train(const StageConfig& s, Messages* out) {
                " Set async.max_staleness to 0.",
                s.async.max_staleness));
   if (s.algo.needs_teacher() && s.model.teacher.empty())
-    out->push_back(format("model.teacher is missing, and {} needs it. Set it to a Hugging Face directory.",
-                          s.algo.distill_coef > 0 ? "algo.distill_coef" : "algo.distill_loss"));
+    out->push_back(format(
+        "model.teacher is missing, and {}{} needs it. Set it to a Hugging Face directory, or to \"stage:NAME\" of"
+        " a stage before this one.",
+        s.algo.distill_coef > 0 ? "algo.distill_coef" : "algo.distill_loss",
+        s.rollout.teacher_share > 0 ? " (and rollout.teacher_share)" : ""));
 }
 
 }  // namespace
@@ -135,10 +168,54 @@ Messages stage_conflicts(const StageConfig& stage) {
   check_model(stage, &conflicts);
   check_data(stage, &conflicts);
   check_rewards(stage, &conflicts);
+  check_critic(stage, &conflicts);
   check_rollouts(stage, &conflicts);
   check_engine(stage, &conflicts);
   check_train(stage, &conflicts);
   for (std::string& message : algo_conflicts(stage.algo)) conflicts.push_back(std::move(message));
+  return conflicts;
+}
+
+Messages reference_conflicts(const Config& config, size_t stage) {
+  Messages conflicts;
+  const StageConfig& user = config.stages.at(stage);
+  const auto earlier = [&](auto fits) {
+    Messages names;
+    for (size_t i = 0; i < stage; ++i)
+      if (fits(config.stages[i])) names.push_back(config.stages[i].name);
+    return names;
+  };
+  const auto any = [](const StageConfig&) { return true; };
+  const auto is_policy = [](const StageConfig& s) { return !makes_reward_model(s); };
+  for (const ModelUse& use : used_models(user)) {
+    const auto name = stage_reference(use.path);
+    if (!name) continue;
+    const auto index = stage_index(config, *name);
+    const std::string says = format("{} = \"{}\"", use.key, use.path);
+    if (!index || *index >= stage) {
+      const std::string_view problem = index ? "that stage does not come before this one" : "there is no such stage";
+      conflicts.push_back(stage == 0 ? format("{}: no stage comes before this one. Give a directory.", says)
+                                     : format("{}: {}. Name one of the earlier stages ({}), or give a directory.", says,
+                                              problem, join(earlier(any))));
+      continue;
+    }
+    const StageConfig& made = config.stages[*index];
+    if (use.role == ModelRole::kReward && !makes_reward_model(made)) {
+      const Messages names = earlier(makes_reward_model);
+      conflicts.push_back(format(
+          "{}: that stage makes no reward model (algo.policy_loss = {}). {}", says, to_string(made.algo.policy_loss),
+          names.empty() ? "Put a stage with algo.preset = reward_model before this one, or give a directory."
+                        : format("Name one that does: {}.", join(names))));
+    }
+    const bool needs_policy = use.role == ModelRole::kReference || use.role == ModelRole::kTeacher ||
+                              (use.role == ModelRole::kStart && !makes_reward_model(user));
+    if (needs_policy && makes_reward_model(made)) {
+      const Messages names = earlier(is_policy);
+      conflicts.push_back(format(
+          "{}: that stage makes a reward model, which generates no text. {}", says,
+          names.empty() ? "Give a directory." : format("Name another stage ({}), or give a directory.", join(names))));
+    }
+  }
   return conflicts;
 }
 
@@ -168,6 +245,20 @@ Messages stage_doubts(const StageConfig& s) {
   doubt_parameter("regex", s.reward.regex != defaults.regex);
   doubt_parameter("format", s.reward.format != defaults.format);
   doubt_parameter("length", s.reward.length != defaults.length);
+  if (evaluates(s) && !s.reward.functions.empty() && s.reward.functions.front() == "model")
+    doubts.push_back(
+        "reward.functions begins with \"model\", and evaluation counts the first function's 1 as correct: a reward"
+        " model's score is seldom 1. Put a rule first, with weight 0 if it is not to be trained on.");
+  if (s.algo.trains_on_rollouts() && s.rollout.teacher_share > 0)
+    doubts.push_back(
+        format("rollout.teacher_share = {}: that share of a step's prompts is answered by the teacher, which is"
+               " off-policy. Set it to 0 for purely on-policy distillation.",
+               s.rollout.teacher_share));
+  if (s.algo.needs_critic() && s.critic.shared_backbone && s.critic.learning_rate > 0)
+    doubts.push_back(
+        format("critic.learning_rate = {} has no effect: with critic.shared_backbone = true the policy's optimiser"
+               " trains the critic too.",
+               s.critic.learning_rate));
   return doubts;
 }
 
@@ -188,6 +279,17 @@ Messages pipeline_doubts(const std::vector<StageConfig>& stages) {
   check(
       "model.teacher", [](const StageConfig& s) -> const std::string& { return s.model.teacher; },
       [](const StageConfig& s) { return s.algo.needs_teacher(); }, "nothing in [algo] distils");
+  check(
+      "reward.model", [](const StageConfig& s) -> const std::string& { return s.reward.model; }, uses_reward_model,
+      "reward.functions does not have \"model\"");
+  for (const StageConfig& stage : stages) {
+    const auto uses = [&](const StageConfig& other) {
+      return other.critic == stage.critic && other.algo.needs_critic();
+    };
+    if (stage.critic != CriticSection() && std::none_of(stages.begin(), stages.end(), uses))
+      doubts.push_back(format("[critic] has no effect: algo.adv_estimator = {} needs no critic.",
+                              to_string(stage.algo.adv_estimator)));
+  }
   return doubts;
 }
 

@@ -9,6 +9,8 @@ namespace temper {
 
 // What cannot work in this stage, one message each: keys, values, fix.
 std::vector<std::string> stage_conflicts(const StageConfig& stage);
+// What cannot work among the stages: models of this stage that are named "stage:NAME".
+std::vector<std::string> reference_conflicts(const Config& config, size_t stage);
 // What works but is probably not meant.
 std::vector<std::string> stage_doubts(const StageConfig& stage);
 std::vector<std::string> pipeline_doubts(const std::vector<StageConfig>& stages);

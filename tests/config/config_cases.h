@@ -41,6 +41,25 @@ clip_ratio_high = 0.3
 max_steps = 7
 )";
 
+// A reward model learned on the way to PPO.
+inline const std::string kRewardPipeline = R"(
+[model]
+init = {family = "llama", hidden_size = 64, num_layers = 2, num_heads = 2}
+[data]
+task = "arithmetic"
+[[stage]]
+name = "sft"
+algo.preset = "sft"
+[[stage]]
+name = "judge"
+algo.preset = "reward_model"
+[[stage]]
+name = "ppo"
+algo.preset = "ppo"
+reward = {functions = ["task", "model"], weights = [0, 1], model = "stage:judge"}
+critic = {path = "stage:judge", learning_rate = 1e-4}
+)";
+
 inline std::string error_of(const std::string& toml, const std::vector<std::string>& overrides = {}) {
   try {
     parse_config(toml, overrides, "run.toml");

@@ -36,6 +36,9 @@ TEST(ConfigDump, LoadsToTheSameConfiguration) {
   expect_round_trip(kPipeline, {"--stage.rl.model.path=models/b", "--stage.rl.data.path=x.jsonl",
                                 "--stage.rl.reward.functions=exact", "--stage.warm.model.init.hidden_size=128"});
   expect_round_trip(kPipeline, {"--model.path=m", "--stage.rl.model.path=m"});
+  expect_round_trip(kPipeline, {"--stage.rl.model.path=stage:warm", "--stage.rl.model.reference=stage:warm"});
+  expect_round_trip(kRewardPipeline, {});
+  expect_round_trip(kRewardPipeline, {"--stage.sft.algo.preset=reward_model"});  // then ppo has the root's model
 }
 
 TEST(ConfigDump, NamesEveryKeyThatHolds) {

@@ -63,8 +63,8 @@ TEST(ConfigErrors, AliasesLeadToKeysThatExist) {
 }
 
 TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
-  for (const char* key : {"critic.path", "checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate",
-                          "async.in_flight_updates", "reward.command", "reward.model", "train.max_restarts"}) {
+  for (const char* key : {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate",
+                          "async.in_flight_updates", "reward.command", "train.max_restarts"}) {
     EXPECT_THAT(error_of_override(format("--{}=1", key)),
                 HasSubstr(format("unknown key {}: this version does not have it. Remove it.", key)));
     EXPECT_EQ(find_key(key), nullptr);
@@ -79,8 +79,6 @@ TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
               HasSubstr("train.shard = \"full\" is not known. Allowed: none."));
   EXPECT_THAT(error_of_override("--run.device=cuda"),
               HasSubstr("run.device = \"cuda\" is not known. Allowed: auto, cpu."));
-  EXPECT_THAT(error_of_override("--train.recompute=true"),
-              HasSubstr("train.recompute = true is not possible yet. Allowed: false."));
 }
 
 TEST(ConfigErrors, IllTypedValuesSayWhatIsExpected) {
@@ -128,7 +126,8 @@ TEST(ConfigErrors, ValuesOutOfRangeSayWhatIsAllowed) {
       {"run.dtype=fp16", "run.dtype = \"fp16\" is not known. Allowed: auto, f32, bf16."},
       {"data.task=sums",
        "data.task = \"sums\" is not known. Allowed: arithmetic, add1, chain_sum, sort, copy, reverse, count."},
-      {"reward.functions=exact,bleu", "\"bleu\" is not known. Allowed: exact, numeric, regex, format, length, task."},
+      {"reward.functions=exact,bleu",
+       "\"bleu\" is not known. Allowed: exact, numeric, regex, format, length, task, model."},
       {"algo.rollout_rs={token_k9 = 1}", "algo.rollout_rs.token_k9 = 1 is no rejection test. Allowed: seq_max_k2"},
       {"algo.rollout_rs={token_k1 = [2, 1]}", "algo.rollout_rs.token_k1 = [2, 1] is not a bound. Allowed: [low, high]"},
       {"algo.rollout_rs={token_k1 = 0.5}", "algo.rollout_rs.token_k1 = 0.5 is not a bound. Allowed: [low, high]"},
@@ -241,6 +240,18 @@ TEST(ConfigErrors, AlgoCombinationsOfTheContract) {
               AllOf(HasSubstr("algo.rollout_is_min = 3 exceeds algo.rollout_is_max = 2"), HasSubstr("Lower")));
   EXPECT_THAT(error_of(kBase, {"--algo.preset=distill"}),
               AllOf(HasSubstr("model.teacher is missing"), HasSubstr("Set it to")));
+  EXPECT_THAT(error_of(kBase, {"--algo.preset=gkd", "--rollout.teacher_share=0.5"}),
+              AllOf(HasSubstr("algo.distill_loss (and rollout.teacher_share) needs it"), HasSubstr("\"stage:NAME\"")));
+  EXPECT_THAT(error_of_override("--rollout.teacher_share=0.5"),
+              AllOf(HasSubstr("rollout.teacher_share = 0.5, but nothing in [algo] distils"),
+                    HasSubstr("Set rollout.teacher_share to 0, or algo.preset to distill")));
+  EXPECT_THAT(error_of(kBase, {"--algo.preset=ppo", "--critic.path=c", "--critic.shared_backbone=true"}),
+              AllOf(HasSubstr("critic.path = \"c\" and critic.shared_backbone = true exclude each other"),
+                    HasSubstr("Remove one")));
+  EXPECT_THAT(
+      error_of(kBase, {"--algo.preset=ppo", "--reward.weights=0"}),
+      AllOf(HasSubstr("algo.adv_estimator = gae has no reward"), HasSubstr("reward.weights"), HasSubstr("Raise one")));
+  EXPECT_NO_THROW(parse_config(kBase, {"--algo.preset=ppo", "--reward.weights=0", "--algo.kl_coef=0.1"}));
   EXPECT_THAT(
       error_of_override("--algo.overlong_buffer.len=300"),
       HasSubstr("algo.overlong_buffer.len = 300 exceeds rollout.max_completion_length = 256. Make it smaller."));
@@ -266,7 +277,11 @@ TEST(ConfigErrors, ParseAlgoReportsAsTheWholeConfigurationDoes) {
 TEST(ConfigErrors, RewardsMustBeComplete) {
   const std::string no_reward = "[model]\npath = \"a\"\n[data]\npath = \"x\"\n";
   EXPECT_THAT(error_of(no_reward),
-              AllOf(HasSubstr("reward.functions is empty, but the stage trains on rewards"), HasSubstr("[\"exact\"]")));
+              AllOf(HasSubstr("reward.functions is empty, but the stage trains on rewards (algo.adv_estimator = grpo)"),
+                    HasSubstr("[\"exact\"]")));
+  EXPECT_THAT(error_of(no_reward, {"--algo.preset=ppo"}), HasSubstr("(algo.adv_estimator = gae)"));
+  EXPECT_NO_THROW(parse_config(no_reward, {"--algo.preset=distill", "--model.teacher=t"}));
+  EXPECT_NO_THROW(parse_config(no_reward, {"--algo.preset=dpo", "--data.held_out_share=0.1"}));
   EXPECT_THAT(error_of(no_reward + "eval_path = \"y\"\n[algo]\npreset = \"sft\"\n"),
               HasSubstr("reward.functions is empty, but evaluation"));
   EXPECT_NO_THROW(parse_config(no_reward + "[algo]\npreset = \"sft\"\n"));
@@ -280,8 +295,40 @@ TEST(ConfigErrors, RewardsMustBeComplete) {
   EXPECT_THAT(error_of_override("--reward.functions=format"),
               HasSubstr("reward.format.pattern is empty. Set the pattern"));
   EXPECT_THAT(error_of_override("--reward.functions=length"), HasSubstr("reward.length.target is 0. Set the length"));
+  EXPECT_THAT(
+      error_of_override("--reward.functions=model"),
+      AllOf(HasSubstr("\"model\", but reward.model is empty. Set it to the directory"), HasSubstr("\"stage:NAME\"")));
   EXPECT_THAT(error_of_override("--data.prompt_template=Question"),
               AllOf(HasSubstr("data.prompt_template = \"Question\""), HasSubstr("Write {prompt} in it.")));
+}
+
+TEST(ConfigErrors, AStageReferenceMustNameAnEarlierStageOfTheRightKind) {
+  EXPECT_THAT(error_of(kBase, {"--model.path=stage:warm"}),
+              HasSubstr("model.path = \"stage:warm\": no stage comes before this one. Give a directory."));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.ppo.reward.model=stage:judgge"}),
+              AllOf(HasSubstr("stage ppo: reward.model = \"stage:judgge\": there is no such stage"),
+                    HasSubstr("earlier stages (sft, judge), or give a directory")));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.judge.model.path=stage:ppo"}),
+              AllOf(HasSubstr("stage judge: model.path = \"stage:ppo\": that stage does not come before this one"),
+                    HasSubstr("earlier stages (sft)")));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.ppo.model.path=stage:ppo"}), HasSubstr("does not come before"));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.ppo.critic.path=stage:"}),
+              HasSubstr("critic.path = \"stage:\": there is no such stage"));
+  EXPECT_THAT(
+      error_of(kRewardPipeline, {"--stage.ppo.reward.model=stage:sft"}),
+      AllOf(HasSubstr("reward.model = \"stage:sft\": that stage makes no reward model (algo.policy_loss = sft)"),
+            HasSubstr("Name one that does: judge.")));
+  EXPECT_THAT(error_of(kPipeline, {"--stage.rl.reward.functions=model", "--stage.rl.reward.model=stage:warm"}),
+              HasSubstr("Put a stage with algo.preset = reward_model before this one"));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.ppo.model.path=stage:judge"}),
+              AllOf(HasSubstr("model.path = \"stage:judge\": that stage makes a reward model, which generates no text"),
+                    HasSubstr("Name another stage (sft)")));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.ppo.algo.kl_coef=0.1", "--stage.ppo.model.reference=stage:judge"}),
+              HasSubstr("model.reference = \"stage:judge\": that stage makes a reward model"));
+  EXPECT_THAT(error_of(kRewardPipeline, {"--stage.ppo.algo.distill_coef=1", "--stage.ppo.model.teacher=stage:judge"}),
+              HasSubstr("model.teacher = \"stage:judge\": that stage makes a reward model"));
+  EXPECT_THAT(error_of(kPipeline, {"--stage.rl.model.path=stage:warm", "--stage.rl.model.init.family=llama"}),
+              HasSubstr("exclude each other"));
 }
 
 TEST(ConfigErrors, StagesAreNamed) {
@@ -305,6 +352,20 @@ TEST(ConfigWarnings, DoubtfulSettingsAreNamed) {
   EXPECT_THAT(warnings_of({"--data.generated.seed=3"}),
               HasSubstr("[data.generated] has no effect: data.task is not set."));
   EXPECT_THAT(warnings_of({"--reward.length.target=3"}), HasSubstr("[reward.length] has no effect"));
+  EXPECT_THAT(warnings_of({"--reward.model=r"}),
+              HasSubstr("reward.model = \"r\" has no effect: reward.functions does not have \"model\"."));
+  EXPECT_THAT(warnings_of({"--critic.learning_rate=1e-4"}),
+              HasSubstr("[critic] has no effect: algo.adv_estimator = grpo needs no critic."));
+  EXPECT_THAT(
+      warnings_of({"--algo.preset=ppo", "--critic.learning_rate=1e-4", "--critic.shared_backbone=true"}),
+      AllOf(HasSubstr("critic.learning_rate = 0.0001 has no effect"), HasSubstr("critic.shared_backbone = true")));
+  EXPECT_THAT(warnings_of({"--algo.preset=distill", "--model.teacher=t", "--rollout.teacher_share=0.25"}),
+              AllOf(HasSubstr("rollout.teacher_share = 0.25"), HasSubstr("off-policy"), HasSubstr("Set it to 0")));
+  EXPECT_THAT(warnings_of({"--reward.functions=model", "--reward.model=r", "--data.held_out_share=0.1"}),
+              AllOf(HasSubstr("reward.functions begins with \"model\""), HasSubstr("Put a rule first")));
+  // A root section that one stage uses is no doubt, whatever the others do.
+  EXPECT_THAT(parse_config(kPipeline, {"--stage.rl.algo.preset=ppo", "--critic.learning_rate=1e-4"}).warnings,
+              IsEmpty());
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "config/stage_models.h"
 #include "config/table.h"
 #include "tests/config/config_cases.h"
 
@@ -190,6 +191,89 @@ TEST(ConfigModel, TheLayerThatNamesTheModelReplacesTheOneBelow) {
   EXPECT_EQ(own.stages[1].model.init.family, "");
   EXPECT_EQ(own.stages[1].data.task, "");
   EXPECT_EQ(own.stages[0].data.task, "arithmetic");
+}
+
+TEST(StageModels, AReferenceIsAPrefixAndAName) {
+  EXPECT_EQ(stage_reference("stage:sft"), "sft");
+  EXPECT_EQ(stage_reference("stage:"), "");
+  EXPECT_EQ(stage_reference("models/stage:sft"), std::nullopt);
+  EXPECT_EQ(stage_reference(""), std::nullopt);
+}
+
+TEST(StageModels, AStageStartsFromTheLatestPolicyBeforeIt) {
+  const Config config = parse_config(kRewardPipeline);
+  EXPECT_THAT(config.warnings, IsEmpty());
+  EXPECT_EQ(start_stage(config, 0), -1);
+  EXPECT_EQ(start_stage(config, 1), 0);
+  EXPECT_EQ(start_stage(config, 2), 0);  // a reward model is no policy to go on with
+  EXPECT_FALSE(config.stages[2].own_model);
+  EXPECT_EQ(config.stages[2].reward.model, "stage:judge");
+  EXPECT_EQ(config.stages[2].critic_learning_rate(), 1e-4);
+  EXPECT_EQ(config.stages[0].critic_learning_rate(), 1e-6);  // optim.learning_rate
+
+  std::vector<std::string> keys;
+  for (const ModelUse& use : used_models(config.stages[2])) keys.push_back(use.key);
+  EXPECT_THAT(keys, ElementsAre("critic.path", "reward.model"));
+  EXPECT_THAT(used_models(config.stages[0]), IsEmpty());
+}
+
+TEST(StageModels, AStageMayNameWhereItStarts) {
+  const Config config = parse_config(kPipeline + R"(
+[[stage]]
+name = "again"
+model.path = "stage:warm"
+model.reference = "stage:rl"
+[[stage]]
+name = "judge"
+algo.preset = "reward_model"
+[[stage]]
+name = "judge2"
+algo.preset = "reward_model"
+model.path = "stage:judge"
+)");
+  EXPECT_EQ(start_stage(config, 2), 0);
+  EXPECT_FALSE(config.stages[2].own_model);
+  EXPECT_EQ(config.stages[2].model.reference, "stage:rl");
+  EXPECT_EQ(start_stage(config, 3), 2);
+  EXPECT_EQ(start_stage(config, 4), 3);  // a reward model may start from one
+  EXPECT_THAT(config.warnings, IsEmpty());
+}
+
+TEST(StageModels, AfterRewardModelsAloneAPolicyStartsFromTheRoot) {
+  const Config config = parse_config(R"(
+[model]
+path = "models/a"
+[data]
+task = "arithmetic"
+[[stage]]
+name = "judge"
+algo.preset = "reward_model"
+model.path = "models/b"
+[[stage]]
+name = "rl"
+reward = {functions = ["task", "model"], model = "stage:judge"}
+)");
+  EXPECT_TRUE(config.stages[1].own_model);
+  EXPECT_EQ(config.stages[1].model.path, "models/a");
+  EXPECT_EQ(start_stage(config, 1), -1);
+}
+
+TEST(StageModels, WhatAStageDoesNotUseIsNotAsked) {
+  // The root's teacher reaches the stage that makes it, which has none.
+  const Config config = parse_config(kPipeline, {"--model.teacher=stage:warm", "--stage.rl.algo.preset=distill"});
+  EXPECT_THAT(used_models(config.stages[0]), IsEmpty());
+  ASSERT_EQ(used_models(config.stages[1]).size(), 1u);
+  EXPECT_EQ(used_models(config.stages[1])[0].role, ModelRole::kTeacher);
+  EXPECT_EQ(used_models(config.stages[1])[0].path, "stage:warm");
+}
+
+TEST(StageModels, ARewardModelAnswersNothing) {
+  const Config config = parse_config(kRewardPipeline);
+  EXPECT_TRUE(evaluates(config.stages[0]));
+  EXPECT_FALSE(evaluates(config.stages[1]));
+  EXPECT_FALSE(uses_reward_model(config.stages[0]));
+  EXPECT_TRUE(uses_reward_model(config.stages[2]));
+  EXPECT_FALSE(evaluates(parse_config(kRewardPipeline, {"--eval.num_prompts=0"}).stages[0]));
 }
 
 TEST(ShippedConfigs, LoadWithoutWarnings) {
