@@ -10,7 +10,7 @@ namespace temper {
 nlohmann::json parse_json(std::string_view text, const std::string& where) {
   try {
     return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::parse_error& error) {
+  } catch (const nlohmann::json::exception& error) {  // parse_error, or out_of_range for a number such as 1e999
     // its message is "[json.exception.parse_error.101] parse error at line 1, column 2: …"
     const std::string what = error.what();
     const size_t bracket = what.find("] ");

@@ -1,8 +1,9 @@
 // Prompts and SFT examples from a JSONL file (or from generated problems), tokenised at loading. Immutable afterwards.
 // A line is {"prompt": "…"} or {"messages": [{"role", "content"}…]} or {"prompt_token_ids": […]}, with "answer" and any
 // other fields; for SFT also "completion" (without it the answer is learned), or messages that end with the
-// assistant's. An answer with "####" in it (GSM8K) is compared by what follows; SFT learns the whole of it. Errors name
-// file and line (from 1). Lines may end in CR LF, the file may begin with a byte order mark; an empty line is an error.
+// assistant's, or {"text": "…"} alone, which is learned as a whole. An answer with "####" in it (GSM8K) is compared by
+// what follows; SFT learns the whole of it. Errors name file and line (from 1). Lines may end in CR LF, the file may
+// begin with a byte order mark; an empty line is an error.
 #pragma once
 #include <cstdint>
 #include <string>

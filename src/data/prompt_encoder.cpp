@@ -45,6 +45,20 @@ SftExample PromptEncoder::encode_example(const std::vector<Message>& messages) c
   return join(std::move(prompt), tokenizer_->encode(completion));
 }
 
+SftExample PromptEncoder::encode_text(std::string_view text) const {
+  std::vector<int32_t> tokens = tokenizer_->encode(text, true, true);
+  const std::vector<int32_t>& ends = tokenizer_->eos_ids();
+  if (text.empty()) tokens.clear();
+  const bool ended = !tokens.empty() && std::find(ends.begin(), ends.end(), tokens.back()) != ends.end();
+  if (!tokens.empty() && !ends.empty() && !ended) tokens.push_back(ends.front());
+  if (tokens.size() < 2)
+    throw FormatError("the text has {} tokens: nothing follows the first one that could be learned. Remove the line.",
+                      tokens.size());
+  std::vector<int32_t> learned(tokens.begin() + 1, tokens.end());
+  tokens.resize(1);
+  return join(std::move(tokens), std::move(learned));
+}
+
 SftExample PromptEncoder::join(std::vector<int32_t> prompt, std::vector<int32_t> completion) const {
   SftExample example;
   example.prompt_length = static_cast<int64_t>(prompt.size());

@@ -28,6 +28,9 @@ class PromptEncoder {
   SftExample encode_example(std::string_view prompt, std::string_view completion) const;
   // The last message must be the assistant's: it is what is learned, the messages before it are its prompt.
   SftExample encode_example(const std::vector<Message>& messages) const;
+  // Language modelling: all of the text and its end are learned but for the first token, which nothing precedes. Never
+  // through the chat template. FormatError where nothing remains to learn.
+  SftExample encode_text(std::string_view text) const;
 
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   bool has_chat_template() const { return chat_ != nullptr; }

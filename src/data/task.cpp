@@ -77,6 +77,38 @@ ProblemSet add1_set(const char* name, uint64_t seed, int64_t count, int64_t lo, 
   return set;
 }
 
+std::string wrong_number(const std::string& right, SplitMix64& rng) {
+  const int64_t value = std::stoll(right);
+  const auto digit_at = static_cast<size_t>(rng.in_range(0, static_cast<int64_t>(right.size()) - 1));
+  switch (rng.in_range(0, 2)) {
+    case 0:
+      return std::to_string(value == 0 || rng.in_range(0, 1) == 0 ? value + 1 : value - 1);
+    case 1: {
+      std::string wrong = right;
+      // Never a leading 0, so that it differs as a number too.
+      const int64_t lowest = digit_at == 0 && right.size() > 1 ? 1 : 0;
+      const int64_t digit = rng.in_range(lowest, 8);  // of those that are allowed, the right one left out
+      wrong[digit_at] = static_cast<char>('0' + digit + (digit >= right[digit_at] - '0' ? 1 : 0));
+      return wrong;
+    }
+    default:
+      return std::to_string(value == 0 ? rng.in_range(1, 9) : 10 * value + rng.in_range(0, 9));
+  }
+}
+
+std::string wrong_letters(const std::string& right, SplitMix64& rng) {
+  std::string wrong = right;
+  const auto first = static_cast<size_t>(rng.in_range(0, static_cast<int64_t>(right.size()) - 1));
+  const auto second = static_cast<size_t>(rng.in_range(0, static_cast<int64_t>(right.size()) - 1));
+  if (right[first] != right[second] && rng.in_range(0, 1) == 0) {
+    std::swap(wrong[first], wrong[second]);
+  } else {
+    const int64_t step = rng.in_range(1, 25);
+    wrong[first] = static_cast<char>('a' + (right[first] - 'a' + step) % 26);
+  }
+  return wrong;
+}
+
 // 1 if the last run of digits is the answer.
 double score_last_number(std::string_view text, std::string_view answer) {
   const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
@@ -177,6 +209,17 @@ std::vector<Problem> Task::worked_problems() const {
       problems.back().completion = std::to_string(std::stoll(problems.back().answer) + 1);
   }
   return problems;
+}
+
+std::vector<PreferencePair> Task::preference_pairs() const {
+  std::vector<PreferencePair> pairs;
+  for (const Problem& problem : worked_problems()) {
+    SplitMix64 rng(xxh3_64(format("pair {} {}", options_.seed, pairs.size())));
+    const bool is_number = problem.answer.find_first_not_of("0123456789") == std::string::npos;
+    pairs.push_back({problem.prompt, problem.answer,
+                     is_number ? wrong_number(problem.answer, rng) : wrong_letters(problem.answer, rng)});
+  }
+  return pairs;
 }
 
 std::vector<ProblemSet> Task::eval_sets(int64_t num_problems) const {

@@ -15,6 +15,12 @@ struct Problem {
   std::string completion;  // what SFT learns
 };
 
+struct PreferencePair {
+  std::string prompt;
+  std::string chosen;    // the right answer
+  std::string rejected;  // one like it that is wrong
+};
+
 struct ProblemSet {
   std::string name;  // NAME of eval/NAME/accuracy
   std::vector<Problem> problems;
@@ -24,7 +30,7 @@ struct TaskOptions {
   uint64_t seed = 1;          // of the problem stream
   int64_t max_operand = 99;   // arithmetic, chain_sum: numbers in 0..max_operand
   int64_t num_items = 4;      // chain_sum: terms; sort, copy, reverse, count: length
-  int64_t num_worked = 2000;  // worked problems for SFT; fewer where the task has fewer
+  int64_t num_worked = 2000;  // worked problems for SFT, preference pairs; fewer where the task has fewer
   double worked_error_share =
       0;  // of the worked problems: a careless teacher, one off in the answer; arithmetic, chain_sum
   double held_out_share = 0.1;  // of all problems
@@ -41,6 +47,9 @@ class Task {
   bool uses_chat_template() const;
   Problem problem(int64_t index) const;  // of the training stream; index >= 0
   std::vector<Problem> worked_problems() const;
+  // The worked problems' right answers, each against a wrong one: a number one off, with a digit changed or with one
+  // digit more; letters with two of them swapped or one of them changed.
+  std::vector<PreferencePair> preference_pairs() const;
   // num_problems: at most so many a set; add1's sets have their fixed sizes.
   std::vector<ProblemSet> eval_sets(int64_t num_problems) const;
   double score(std::string_view text, std::string_view answer) const;  // in [0, 1]; 1 is correct

@@ -118,6 +118,8 @@ TEST_F(Dataset, BadLinesAreNamedByTheirNumber) {
               AllOf(HasSubstr("prompts.jsonl:2: the line is empty"), HasSubstr("remove it")));
   EXPECT_THAT(error_of<FormatError>(good + good + "{\"prompt\": \n"),
               AllOf(HasSubstr("prompts.jsonl:3: is not valid JSON")));
+  EXPECT_THAT(error_of<FormatError>(good + "{\"prompt\": \"a\", \"level\": 1e999}\n"),
+              AllOf(HasSubstr("prompts.jsonl:2: is not valid JSON"), HasSubstr("1e999")));
   EXPECT_THAT(error_of<FormatError>(good + "[1]\n"), HasSubstr("prompts.jsonl:2: is no JSON object"));
   EXPECT_THAT(error_of<FormatError>(good + "{\"prompt\": \"\"}\n"), HasSubstr("prompts.jsonl:2: 'prompt' is empty"));
   EXPECT_THAT(error_of<FormatError>(good + "{\"prompt\": 5}\n"),
@@ -216,6 +218,31 @@ TEST_F(Dataset, SftTakesConversations) {
     EXPECT_EQ(text_of(std::span(dataset.at(i).token_ids).subspan(static_cast<size_t>(dataset.at(i).prompt_length))),
               "b<|im_end|>");
   }
+}
+
+TEST_F(Dataset, SftLearnsAPlainTextAsAWhole) {
+  const std::string lines = "{\"text\": \"abc\", \"source\": \"book\"}\n{\"text\": \"d<|endoftext|>\"}\n";
+  for (const PromptEncoder* encoder : {&raw_, &chat_}) {  // no template: the text is what it is
+    const SftDataset dataset = SftDataset::load(scratch_.write("text.jsonl", lines), {}, *encoder);
+    ASSERT_EQ(dataset.size(), 2);
+    EXPECT_THAT(dataset.at(0).token_ids, ElementsAre('a', 'b', 'c', 256));
+    EXPECT_THAT(dataset.at(0).loss_mask, ElementsAre(0, 1, 1, 1));
+    EXPECT_EQ(dataset.at(0).prompt_length, 1);
+    EXPECT_THAT(dataset.at(1).token_ids, ElementsAre('d', 256));  // not ended twice
+    EXPECT_THAT(dataset.prompt_texts(), ElementsAre("abc", "d<|endoftext|>"));
+  }
+  const auto refusal = [&](const std::string& content) -> std::string {
+    try {
+      load_sft(content);
+    } catch (const FormatError& error) {
+      return error.what();
+    }
+    return "loaded";
+  };
+  EXPECT_THAT(refusal("{\"text\": \"\"}\n"), AllOf(HasSubstr("sft.jsonl:1: "), HasSubstr("Remove the line")));
+  EXPECT_THAT(refusal("{\"text\": 3}\n"), HasSubstr("sft.jsonl:1: 'text' must be a text; found 3"));
+  // With a completion it is a prompt under another name.
+  EXPECT_THAT(refusal("{\"text\": \"a\", \"completion\": \"b\"}\n"), HasSubstr("data.prompt_field"));
 }
 
 TEST_F(Dataset, SftWithoutAnythingToLearnIsAFormatErrorThatNamesTheLine) {

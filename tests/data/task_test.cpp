@@ -49,6 +49,16 @@ TEST(Add1, TheHeldOutSetsHaveTheirSeedsAndRanges) {
   EXPECT_THAT(operands(sets[1].problems, 4), ElementsAre("18 + 18", "15 + 18", "20 + 12", "13 + 16"));
 }
 
+TEST(Add1, HasPairs) {
+  TaskOptions options;
+  options.num_worked = 50;
+  const Task task = Task::make("add1", options);
+  const auto pairs = task.preference_pairs();
+  ASSERT_EQ(pairs.size(), 50u);
+  EXPECT_EQ(pairs[0].chosen, "14");
+  for (const PreferencePair& pair : pairs) EXPECT_EQ(task.score(pair.rejected, pair.chosen), 0);
+}
+
 TEST(Add1, TheLastRunOfDigitsIsTheAnswer) {
   const Task task = Task::make("add1");
   EXPECT_EQ(task.score("14", "14"), 1);
@@ -123,6 +133,27 @@ TEST_P(EveryTask, WorkedProblemsScoreOne) {
   }
 }
 
+TEST_P(EveryTask, PairsAreARightAnswerAgainstAWrongOne) {
+  const Task task = Task::make(GetParam());
+  const std::vector<PreferencePair> pairs = task.preference_pairs(), again = task.preference_pairs();
+  const std::vector<Problem> worked = task.worked_problems();
+  ASSERT_EQ(pairs.size(), worked.size());
+  std::set<std::string> rejected;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const PreferencePair& pair = pairs[i];
+    EXPECT_EQ(pair.prompt, worked[i].prompt);
+    EXPECT_EQ(pair.chosen, worked[i].answer);
+    ASSERT_EQ(task.score(pair.rejected, pair.chosen), 0) << pair.prompt << pair.rejected;
+    EXPECT_FALSE(pair.rejected.empty());
+    EXPECT_EQ(pair.rejected, again[i].rejected);
+    rejected.insert(pair.rejected);
+  }
+  EXPECT_GT(rejected.size(), 3u);
+  TaskOptions other;
+  other.seed = 2;
+  EXPECT_NE(Task::make(GetParam(), other).preference_pairs().front().prompt, pairs.front().prompt);
+}
+
 INSTANTIATE_TEST_SUITE_P(Tasks, EveryTask,
                          testing::Values("arithmetic", "chain_sum", "sort", "copy", "reverse", "count"),
                          [](const auto& parameter) { return parameter.param; });
@@ -146,6 +177,42 @@ TEST(Task, TheOthersSayWhatTheyAsk) {
     const Problem sum = Task::make("chain_sum", options).problem(i);
     ASSERT_EQ(std::sscanf(sum.prompt.c_str(), "%d+%d+%d=", &a, &b, &c), 3);
     EXPECT_EQ(sum.answer, std::to_string(a + b + c));
+  }
+}
+
+TEST(Task, WrongNumbersAreOneOffOrADigitChangedOrAdded) {
+  TaskOptions options;
+  options.max_operand = 60;
+  options.worked_error_share = 0.5;  // pairs have the right answer all the same
+  int one_off = 0, changed = 0, longer = 0;
+  const auto pairs = Task::make("arithmetic", options).preference_pairs();
+  ASSERT_EQ(pairs.size(), 2000u);
+  for (const auto& [prompt, chosen, rejected] : pairs) {
+    int a = 0, b = 0;
+    char sign = 0;
+    ASSERT_EQ(std::sscanf(prompt.c_str(), "%d%c%d=", &a, &sign, &b), 3);
+    EXPECT_EQ(chosen, std::to_string(sign == '+' ? a + b : a - b));
+    ASSERT_NE(std::stoi(rejected), std::stoi(chosen)) << prompt << rejected;
+    ASSERT_EQ(rejected, std::to_string(std::stoi(rejected)));  // no leading 0, no minus
+    const int difference = std::abs(std::stoi(rejected) - std::stoi(chosen));
+    if (rejected.size() > chosen.size() && difference > 1)
+      ++longer;
+    else if (difference == 1)
+      ++one_off;
+    else
+      ++changed;
+  }
+  EXPECT_GT(one_off, 500);
+  EXPECT_GT(changed, 400);
+  EXPECT_GT(longer, 400);
+}
+
+TEST(Task, WrongLettersExistForTheSmallestTask) {
+  TaskOptions options;
+  options.num_items = 1;
+  for (const auto& [prompt, chosen, rejected] : Task::make("copy", options).preference_pairs()) {
+    EXPECT_EQ(rejected.size(), 1u);
+    EXPECT_NE(rejected, chosen);
   }
 }
 
