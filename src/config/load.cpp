@@ -184,11 +184,15 @@ class Loader {
     return resolved;
   }
 
-  // Overrides for every stage, less those of [algo] that this stage's loss does not use.
+  // Overrides for every stage, less those of [algo] that this stage's loss does not use, and those that name another
+  // model where the stage goes on with an earlier stage's.
   Settings reaching_overrides(const StageSettings& stage, const Settings& root, const Settings& own_overrides) {
     Settings reaching;
-    const AlgoSection file_algo = apply_layers({&root, &stage.settings, &own_overrides}).algo;
+    const Sections file = apply_layers({&root, &stage.settings, &own_overrides});
+    const AlgoSection& file_algo = file.algo;
     for (const Setting& setting : everywhere_) {
+      const bool names_model = setting.key == "model.path" || setting.key.starts_with("model.init.");
+      if (names_model && stage_reference(file.model.path)) continue;
       // Among several stages "--algo.preset=dapo" is meant for those that generate, not for the sft before them.
       if (stages_.size() > 1 && (setting.key == "algo.preset" || setting.key == "algo.policy_loss")) {
         const Settings alone = {setting};

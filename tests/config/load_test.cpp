@@ -239,6 +239,16 @@ model.path = "stage:judge"
   EXPECT_THAT(config.warnings, IsEmpty());
 }
 
+TEST(StageModels, AnotherModelForTheWholeRunDoesNotCutThePipeline) {
+  const std::string toml = kPipeline + "[[stage]]\nname = \"again\"\nmodel.path = \"stage:warm\"\n";
+  for (const char* model : {"--model.init.num_layers=4", "--model.init.family=qwen2", "--model.path=models/a"}) {
+    const Config config = parse_config(toml, {model});
+    EXPECT_EQ(start_stage(config, 2), 0) << model;
+    EXPECT_EQ(config.stages[2].model.path, "stage:warm");
+    EXPECT_EQ(config.stages[2].model.init, ModelInit());
+  }
+}
+
 TEST(StageModels, AfterRewardModelsAloneAPolicyStartsFromTheRoot) {
   const Config config = parse_config(R"(
 [model]
