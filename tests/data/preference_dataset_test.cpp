@@ -3,7 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <sstream>
+
 #include "core/error.h"
+#include "core/files.h"
 #include "tests/data/scratch_directory.h"
 
 namespace temper {
@@ -211,6 +215,35 @@ TEST_F(Preferences, AGeneratedTaskGivesPairs) {
   other.back().rejected += "0";
   EXPECT_NE(PreferenceDataset::of_pairs(task.name(), other, raw_).hash(), dataset.hash());
   EXPECT_EQ(PreferenceDataset::of_pairs(task.name(), pairs, raw_).hash(), dataset.hash());
+}
+
+// Every line that docs/data_formats.md shows, by the word after ```jsonl.
+std::map<std::string, std::string> documented_lines() {
+  std::istringstream page(read_file(std::string(TEMPER_TEST_DATA) + "/../../../docs/data_formats.md"));
+  std::map<std::string, std::string> blocks;
+  std::string kind;
+  for (std::string line; std::getline(page, line);) {
+    if (line.starts_with("```"))
+      kind = line.starts_with("```jsonl ") ? line.substr(9) : "";
+    else if (!kind.empty())
+      blocks[kind] += line + "\n";
+  }
+  return blocks;
+}
+
+TEST_F(Preferences, TheLinesOfTheDocumentationLoad) {
+  auto blocks = documented_lines();
+  ASSERT_EQ(blocks.size(), 3u);
+  const PreferenceDataset pairs = load_chat(blocks["pairs"]);
+  EXPECT_EQ(pairs.size(), 5);
+  EXPECT_EQ(completion_of(pairs.at(0).rejected), "15<|im_end|>");
+  EXPECT_EQ(completion_of(pairs.at(4).chosen), " 14<|im_end|>");
+  const PromptDataset prompts = PromptDataset::load(scratch_.write("p.jsonl", blocks["prompts"]), {}, chat_);
+  ASSERT_EQ(prompts.size(), 4);
+  for (const Prompt& prompt : prompts.prompts()) EXPECT_EQ(prompt.answer, "14");
+  const SftDataset examples = SftDataset::load(scratch_.write("s.jsonl", blocks["sft"]), {}, chat_);
+  ASSERT_EQ(examples.size(), 5);
+  for (int64_t i = 0; i < 3; ++i) EXPECT_EQ(completion_of(examples.at(i)), "14<|im_end|>");
 }
 
 }  // namespace
