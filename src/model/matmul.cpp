@@ -112,6 +112,9 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
   const int64_t out_stride = out.stride(0);
   for_each_dtype(compute_, [&](auto zero) {
     using T = decltype(zero);
+    // What an f32 product is added to may be thousands of times larger (the residual stream's massive activations):
+    // it is added once, after the pieces, and not to each of them.
+    const bool add_last = add && std::is_same_v<T, float>;
     const T* x_data = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
     const T* packed = packed_.const_data_ptr<T>();
@@ -125,7 +128,7 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
         const int64_t columns = std::min(kColumns, out_columns - column);
         const T* a = x_data + row * x_stride;
         const T* b = packed + (tile * padded_inputs_ + part.first_input) * kColumns;
-        if (!to_bf16 && columns == kColumns && bias_data == nullptr) {
+        if (!to_bf16 && columns == kColumns && bias_data == nullptr && !add_last) {
           tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, out_stride, add, a, b,
                           out.mutable_data_ptr<float>() + row * out_stride + column);
           continue;

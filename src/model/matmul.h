@@ -1,5 +1,5 @@
 // Matrix products with weights packed once per policy version. CPU: oneDNN's small-matrix kernels (brgemm, through
-// LibTorch) over fixed tiles, one thread a tile, the whole inner dimension in one call: so a row of the result depends
+// LibTorch) over fixed tiles, one thread a tile, the inner dimension in fixed pieces: so a row of the result depends
 // on that row of x and on the weights alone, never on what shares the batch nor on the number of threads. bf16 operands
 // accumulate in f32 and may come out as f32. Other devices: at::matmul. Thread-safe for concurrent multiply(); pack()
 // must not run beside it.

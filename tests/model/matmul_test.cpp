@@ -50,6 +50,22 @@ TEST(PackedMatrix, MultipliesAsTheExactProductDoes) {
     }
 }
 
+// The residual stream of a real model holds single values of tens of thousands, to which each block adds little: a sum
+// that is rounded there once a piece loses a digit over 30 layers.
+TEST(PackedMatrix, RoundsASumOntoALargeValueOnce) {
+  constexpr double kHalfUlp = 0x1p-10;  // of floats from 2^14 to 2^15
+  for (const int64_t inputs : {64, 576, 1536}) {
+    const at::Tensor x = random({35, inputs}, 13), weight = random({70, inputs}, 14).div_(40);
+    PackedMatrix packed;
+    packed.pack(weight, at::kFloat);
+    const at::Tensor before = random({35, 70}, 15).add_(23795);
+    at::Tensor sum = before.clone();
+    packed.multiply_add(x, sum);
+    const at::Tensor wanted = before.to(at::kDouble) + exact(x, weight, at::kFloat);
+    EXPECT_LE((sum.to(at::kDouble) - wanted).abs().max().item<double>(), kHalfUlp * 1.02) << inputs << " inputs";
+  }
+}
+
 TEST(PackedMatrix, RowDoesNotDependOnItsNeighboursNorOnThreads) {
   for (const auto compute : compute_dtypes()) {
     PackedMatrix packed;
