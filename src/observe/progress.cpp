@@ -103,7 +103,7 @@ void Progress::begin_stage(const std::string& stage, int64_t total_steps, int64_
   stage_ = stage;
   total_steps_ = total_steps;
   first_step_ = step_ = first_step;
-  begun_s_ = options_.seconds();
+  begun_s_ = steps_begun_s_ = options_.seconds();
   shown_ = last_shown_ = false;
   latest_ = {};
   if (terminal_) draw();
@@ -116,6 +116,7 @@ void Progress::update(const MetricRecord& record) {
     step_ = record.step;
     for (const auto& [name, value] : record.values) latest_.set(name, value);
     const double now = options_.seconds();
+    if (step_ <= first_step_) steps_begun_s_ = now;
     const bool last = step_ >= total_steps_;
     if (shown_ && !last && now - shown_s_ < (terminal_ ? kRedrawSeconds : options_.interval_s)) return;
     shown_ = true;
@@ -157,13 +158,14 @@ std::string Progress::text(bool with_bar) const {
   show("kl", "kl", "%.2g");
   show("loss", "loss", "%.3g");
   show("tokens/s", "perf/throughput", "%.0f");
-  const double spent = options_.seconds() - begun_s_;
+  const double now = options_.seconds();
   const int64_t done = step_ - first_step_;
-  if (step_ >= total_steps_)
-    line += "  took " + duration_text(spent);
-  else if (done > 0)
-    line +=
-        "  " + duration_text(spent / static_cast<double>(done) * static_cast<double>(total_steps_ - step_)) + " left";
+  if (step_ >= total_steps_) {
+    line += "  took " + duration_text(now - begun_s_);
+  } else if (done > 0) {
+    const double step_s = (now - steps_begun_s_) / static_cast<double>(done);
+    line += "  " + duration_text(step_s * static_cast<double>(total_steps_ - step_)) + " left";
+  }
   return line;
 }
 

@@ -28,7 +28,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // first_step: steps of this stage that were done before (a resumed run); they do not count in the time left.
+  // first_step: steps of this stage that were done before (a resumed run); they do not count in the time left, nor does
+  // what comes before the first step (an evaluation).
   void begin_stage(const std::string& stage, int64_t total_steps, int64_t first_step = 0);
   // Takes step, reward, kl, loss, eval/*/accuracy and perf/throughput from the record.
   void update(const MetricRecord& record);
@@ -48,7 +49,7 @@ class Progress {
   bool drawn_ = false;
   std::string stage_;
   int64_t total_steps_ = 0, first_step_ = 0, step_ = 0;
-  double begun_s_ = 0, shown_s_ = 0;
+  double begun_s_ = 0, steps_begun_s_ = 0, shown_s_ = 0;
   bool shown_ = false, last_shown_ = false;
   MetricRecord latest_;
 };

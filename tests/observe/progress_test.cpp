@@ -76,6 +76,21 @@ TEST_F(ProgressTest, StepsOfAnEarlierProcessDoNotCountInTheTimeLeft) {
   EXPECT_THAT(screen(written()), HasSubstr("32/40  reward 0.500  kl 0.012  tokens/s 1234  1:20 left"));
 }
 
+TEST_F(ProgressTest, TheEvaluationBeforeTheFirstStepDoesNotCountInTheTimeLeft) {
+  Progress progress(options(0));
+  testing::internal::CaptureStderr();
+  progress.begin_stage("sft", 4);
+  now_ += 600;
+  progress.update(record(0, 0));
+  now_ += 20;
+  progress.update(record(1, 0));
+  now_ += 60;
+  progress.update(record(4, 0));
+  const std::string logged = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(logged, HasSubstr("1:00 left"));
+  EXPECT_THAT(logged, HasSubstr("took 11:20"));
+}
+
 TEST_F(ProgressTest, IsRedrawnAtMostTenTimesASecond) {
   Progress progress(options(1));
   progress.begin_stage("grpo", 1000);
