@@ -36,6 +36,9 @@ class TableAlgorithm : public Algorithm {
   void set_kl_coef(double value) override { kl_coef_ = value; }
 
   AdvantageReport advantages(LossBatch& batch) const override;
+  int64_t num_filtered(const LossBatch& batch) const override {
+    return compute_scores(batch, settings_, context_).groups_filtered;
+  }
   bool needs_prepare() const override {
     return !is_preference_loss(settings_.policy_loss) && policy_loss_row(settings_.policy_loss).selects;
   }
@@ -68,7 +71,7 @@ AdvantageReport TableAlgorithm::advantages(LossBatch& batch) const {
   EstimatorOutput output = estimator_row(settings_.adv_estimator).compute(input);
   if (settings_.whitens()) whiten(output.advantages, scores);
   const std::vector<double> old = to_doubles(batch.old_logprobs), teacher = to_doubles(batch.teacher_logprobs);
-  TEMPER_CHECK(settings_.distill_coef == 0 || (!old.empty() && !teacher.empty()),
+  TEMPER_CHECK(settings_.distill_coef == 0 || (batch.old_logprobs.defined() && batch.teacher_logprobs.defined()),
                "distill_coef needs old_logprobs and teacher_logprobs");
   if (!old.empty() && !teacher.empty())
     report.metrics.emplace_back("teacher_kl", add_distillation(output.advantages, scores, old, teacher, settings_));

@@ -42,6 +42,9 @@ class Algorithm {
   // Fills stays, counted, kept, advantages, returns and is_weights. The whole batch of the step, on the CPU.
   virtual AdvantageReport advantages(LossBatch& batch) const = 0;
 
+  // How many groups filter_groups takes out, for the caller to draw others in their place.
+  virtual int64_t num_filtered(const LossBatch& batch) const = 0;
+
   // Losses that select tokens over the whole mini-batch (clip_cov, kl_cov) fill `selected`.
   virtual bool needs_prepare() const = 0;
   // policy_logprobs: [N] of the mini-batch, no gradient. clip_cov draws with rng; null takes the largest covariances.

@@ -46,18 +46,26 @@ std::vector<int64_t> LossBatch::offsets() const {
   return result;
 }
 
-LossBatch LossBatch::select(const std::vector<int64_t>& completions) const {
+at::Tensor LossBatch::token_indices(const std::vector<int64_t>& completions) const {
   const std::vector<int64_t> starts = offsets();
+  std::vector<int64_t> tokens;
+  for (const int64_t i : completions) {
+    TEMPER_CHECK(i >= 0 && i < num_completions(), "completion {} of {}", i, num_completions());
+    for (int64_t t = starts[i]; t < starts[i + 1]; ++t) tokens.push_back(t);
+  }
+  return index_tensor(tokens);
+}
+
+LossBatch LossBatch::select(const std::vector<int64_t>& completions) const {
   std::vector<int64_t> group_of;
   for (size_t g = 0; g < group_sizes.size(); ++g) group_of.insert(group_of.end(), group_sizes[g], g);
 
   LossBatch part;
-  std::vector<int64_t> tokens, groups;
+  std::vector<int64_t> groups;
+  const at::Tensor tokens = token_indices(completions);
   for (const int64_t i : completions) {
-    TEMPER_CHECK(i >= 0 && i < num_completions(), "completion {} of {}", i, num_completions());
     part.lengths.push_back(lengths[i]);
     if (!truncated.empty()) part.truncated.push_back(truncated[i]);
-    for (int64_t t = starts[i]; t < starts[i + 1]; ++t) tokens.push_back(t);
     if (groups.empty() || groups.back() != group_of[i]) {
       groups.push_back(group_of[i]);
       part.group_sizes.push_back(0);
@@ -65,7 +73,7 @@ LossBatch LossBatch::select(const std::vector<int64_t>& completions) const {
     ++part.group_sizes.back();
   }
 
-  const at::Tensor indices[] = {index_tensor(tokens), index_tensor(completions), index_tensor(groups)};
+  const at::Tensor indices[] = {tokens, index_tensor(completions), index_tensor(groups)};
   std::vector<at::Tensor> taken;
   visit_arrays(*this, [&](const char*, Axis axis, const at::Tensor& array) {
     if (!array.defined()) return taken.emplace_back(), void();

@@ -46,6 +46,8 @@ struct LossBatch {
 
   // The given completions, in the given order. Neighbours of the same group stay one group.
   LossBatch select(const std::vector<int64_t>& completions) const;
+  // [n] int64: where their tokens lie in [N].
+  at::Tensor token_indices(const std::vector<int64_t>& completions) const;
   // Number arrays converted and everything moved; masks stay bool.
   LossBatch to(at::Device device, at::ScalarType dtype) const;
   // Throws InvariantError for an array of the wrong shape.

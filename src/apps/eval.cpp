@@ -6,7 +6,9 @@
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
-#include "apps/stage_session.h"
+#include "apps/model_source.h"
+#include "apps/rollout_stack.h"
+#include "apps/stage_data.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/files.h"
@@ -95,8 +97,9 @@ int run_eval(int argc, char** argv) {
   if (sets.empty() && !text)
     throw ConfigError("there is nothing to evaluate: give data.eval_path or data.task, with eval.num_prompts above 0.");
 
-  const Policy policy = Policy::frozen(std::move(source.model), compute_dtype(stage.run.dtype));
-  RolloutStack rollouts(policy.network(), *source.tokenizer, stage, task);
+  const TrainerModel policy = TrainerModel::frozen(std::move(source.model), compute_dtype(stage.run.dtype));
+  const auto rewards = make_stage_rewards(stage, task);
+  RolloutStack rollouts(policy.network(), *source.tokenizer, stage, rewards);
   const auto groups = generate_eval(rollouts.source(), sets, stage.eval, sampling_params(stage));
   for (size_t i = 0; i < sets.size(); ++i) {
     MetricRecord record;
@@ -120,7 +123,8 @@ int run_eval(int argc, char** argv) {
           entry.text = completion.text;
           entry.finish_reason = completion.finish_reason;
           entry.error = completion.error;
-          const auto names = rollouts.reward_names();
+          std::vector<std::string> names;
+          for (const auto& reward : rewards) names.push_back(reward->name());
           for (size_t k = 0; k < completion.rewards.size(); ++k)
             entry.rewards.emplace_back(names[k], completion.rewards[k]);
           record.completions.push_back(std::move(entry));

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "apps/stage_session.h"
+#include "apps/model_source.h"
+#include "config/stage_models.h"
 #include "core/error.h"
 #include "core/system_memory.h"
 #include "model/initialize.h"
@@ -67,7 +68,21 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   plan.lines.push_back({"packed for forward", per_parameter(element), element * parameters});
   plan.lines.push_back({"packed for backward", per_parameter(element), element * parameters});
   if (stage.algo.needs_reference()) plan.lines.push_back({"reference", per_parameter(element), element * parameters});
-  const double per_token = activation_bytes(model, element) * static_cast<double>(model.num_layers);
+  const auto frozen = [&](const char* what, const std::string& path, bool needed) {
+    if (!needed || stage_reference(path)) return;  // an earlier stage's: about the policy's size, not there yet
+    const auto count = static_cast<double>(num_parameters(load_model_config(path)));
+    plan.lines.push_back({what, format("{} parameters x {} bytes", count, element), element * count});
+  };
+  frozen("teacher", stage.model.teacher, stage.algo.needs_teacher());
+  frozen("reward model", stage.reward.model, uses_reward_model(stage));
+  if (stage.algo.needs_critic() && !stage.critic.shared_backbone)
+    plan.lines.push_back(
+        {"critic, as all of the above", per_parameter(16 + 2 * element), (16 + 2 * element) * parameters});
+  // Recomputed: every block's input, and the inside of one block.
+  const auto layers = static_cast<double>(model.num_layers);
+  const double block = activation_bytes(model, element);
+  const double per_token =
+      stage.train.recompute ? layers * 4 * static_cast<double>(model.hidden_size) + block : layers * block;
   plan.lines.push_back({"activations",
                         format("{} tokens a micro-batch x {} bytes", stage.train.max_tokens_per_micro_batch, per_token),
                         micro * per_token});

@@ -6,10 +6,12 @@
 #include <optional>
 
 #include "apps/memory_plan.h"
+#include "apps/model_source.h"
 #include "apps/run_directory.h"
 #include "apps/stage_session.h"
 #include "checkpoint/atomic_directory.h"
 #include "config/load.h"
+#include "config/stage_models.h"
 #include "core/interrupt.h"
 #include "core/log.h"
 #include "observe/report.h"
@@ -28,8 +30,8 @@ struct StartPoint {
 };
 
 std::string start_model(const Config& config, const RunDirectory& run, size_t stage) {
-  if (config.stages[stage].own_model) return config.stages[stage].model.path;
-  return run.stage_model(config.stages[stage - 1]);
+  const int64_t before = start_stage(config, stage);
+  return before < 0 ? config.stages[stage].model.path : run.stage_model(config.stages[static_cast<size_t>(before)]);
 }
 
 StartPoint find_start(const Config& config, const RunDirectory& run) {
@@ -63,7 +65,7 @@ StartPoint find_start(const Config& config, const RunDirectory& run) {
 at::ScalarType export_dtype(const Config& config, size_t stage) {
   const Dtype wanted = config.stages[stage].checkpoint.export_dtype;
   if (wanted != Dtype::kAuto) return wanted == Dtype::kBf16 ? at::kBFloat16 : at::kFloat;
-  while (stage > 0 && !config.stages[stage].own_model) --stage;
+  for (int64_t before; (before = start_stage(config, stage)) >= 0;) stage = static_cast<size_t>(before);
   const std::string& path = config.stages[stage].model.path;
   return path.empty() ? at::kFloat : stored_dtype(path);
 }
@@ -129,7 +131,7 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
     session.export_model(run.stage_model(stage), at::kFloat);
     if (i + 1 == config.stages.size()) session.export_model(run.model(), export_dtype(config, i));
     start.first_version += stage.train.max_steps;
-    start.model = run.stage_model(stage);
+    if (i + 1 < config.stages.size()) start.model = start_model(config, run, i + 1);
   }
   if (start.stage == config.stages.size()) {
     // All stages were done, but the run died before its model was written.

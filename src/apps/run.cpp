@@ -4,22 +4,28 @@
 #include "apps/command_line.h"
 #include "apps/commands.h"
 #include "apps/memory_plan.h"
+#include "apps/model_checks.h"
 #include "apps/pipeline.h"
 #include "config/load.h"
+#include "config/stage_models.h"
 #include "core/log.h"
 
 namespace temper {
 namespace {
 
-// Where a stage's model shape is known before anything ran: its own, or that of the stage it follows.
+// The [model] that a stage's model descends from: its shape is known before anything ran.
+const ModelSection& origin_of(const Config& config, size_t stage) {
+  for (int64_t before; (before = start_stage(config, stage)) >= 0;) stage = static_cast<size_t>(before);
+  return config.stages[stage].model;
+}
+
 void print_plan(const Config& config) {
-  std::string directory;
   std::cout << dump_toml(config);
-  for (const StageConfig& stage : config.stages) {
-    if (stage.own_model) directory = stage.model.path;
-    StageConfig shaped = stage;
-    if (directory.empty() && !stage.own_model) shaped.model.init = config.stages.front().model.init;
-    const ModelConfig model = stage_model_config(shaped, directory);
+  for (size_t i = 0; i < config.stages.size(); ++i) {
+    StageConfig stage = config.stages[i];
+    const ModelSection& origin = origin_of(config, i);
+    stage.model.init = origin.init;
+    const ModelConfig model = stage_model_config(stage, origin.path);
     std::cout << "\n# memory of stage " << stage.name << " (" << num_parameters(model) << " parameters)\n";
     const std::string table = plan_memory(stage, model).table();
     for (size_t begin = 0; begin < table.size();) {
@@ -29,8 +35,8 @@ void print_plan(const Config& config) {
     }
   }
   // What does not fit is refused here too.
-  for (const StageConfig& stage : config.stages)
-    if (stage.own_model) refuse_if_too_large(stage, stage.model.path);
+  for (size_t i = 0; i < config.stages.size(); ++i)
+    if (config.stages[i].own_model) refuse_if_too_large(config.stages[i], config.stages[i].model.path);
 }
 
 // The command as it was typed, with blanks and the like quoted.
@@ -62,6 +68,7 @@ int run_run(int argc, char** argv) {
   const std::string command = typed_command(argc, argv);
   if (!line.parse(argc, argv)) return 0;
   const Config config = load_config(line.text("CONFIG"), line.overrides());
+  check_models(config);
   if (line.flag("dry-run")) {
     for (const std::string& warning : config.warnings) log_warning("{}", warning);
     print_plan(config);

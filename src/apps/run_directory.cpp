@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "config/load.h"
+#include "config/stage_models.h"
 #include "core/error.h"
 #include "core/log.h"
 
@@ -55,6 +56,12 @@ void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step
 void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
   log_every_ = stage.log.every_steps;
   progress_->begin_stage(stage.name, stage.train.max_steps, first_step);
+}
+
+void RunDirectory::locate_models(StageConfig& stage) const {
+  for (std::string* path : {&stage.model.reference, &stage.model.teacher, &stage.critic.path, &stage.reward.model})
+    if (const auto name = stage_reference(*path))
+      if (const auto index = stage_index(config_, *name)) *path = stage_model(config_.stages[*index]);
 }
 
 void RunDirectory::write(const MetricRecord& record) {

@@ -22,6 +22,8 @@ class RunDirectory {
 
   const std::string& path() const { return path_; }
   std::string stage_model(const StageConfig& stage) const { return path_ + "/stages/" + stage.name + "/model"; }
+  // Turns the "stage:NAME" of a stage's frozen models and critic into directories.
+  void locate_models(StageConfig& stage) const;
   std::string stages() const { return path_ + "/stages"; }
   std::string checkpoints(const StageConfig& stage) const;
   std::string model() const { return path_ + "/model"; }

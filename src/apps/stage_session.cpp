@@ -3,181 +3,36 @@
 #include <ATen/ATen.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
-#include "algos/algorithm.h"
+#include "apps/loaded_models.h"
+#include "apps/rollout_stack.h"
+#include "apps/stage_data.h"
 #include "checkpoint/atomic_directory.h"
+#include "config/stage_models.h"
 #include "core/error.h"
 #include "core/interrupt.h"
 #include "core/log.h"
-#include "data/held_out.h"
 #include "data/overlap.h"
-#include "model/initialize.h"
-#include "rollout/reward_pool.h"
 #include "trainer/step_metrics.h"
 #include "trainer/train_state.h"
 
 namespace temper {
 
-at::ScalarType compute_dtype(Dtype dtype) {
-  if (dtype == Dtype::kAuto) return cpu_has_bf16() ? at::kBFloat16 : at::kFloat;
-  return dtype == Dtype::kBf16 ? at::kBFloat16 : at::kFloat;
-}
-
-ModelSource load_model_source(const std::string& directory) {
-  ModelSource source;
-  source.model = load_model(directory);
-  source.tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(directory));
-  source.chat = ChatTemplate::load(directory);
-  return source;
-}
-
-ModelSource make_new_model(const ModelInit& init, int64_t seed) {
-  ModelSource source;
-  const bool bytes = init.tokenizer == "byte";
-  source.tokenizer = std::make_unique<Tokenizer>(bytes ? Tokenizer::bytes() : Tokenizer::load(init.tokenizer));
-  if (!bytes) source.chat = ChatTemplate::load(init.tokenizer);
-  const Tokenizer& tokenizer = *source.tokenizer;
-  if (init.vocab_size > 0 && init.vocab_size < tokenizer.vocab_size())
-    throw ConfigError(
-        "model.init.vocab_size = {}: the tokenizer has {} ids. Leave the key out, or give at least as many.",
-        init.vocab_size, tokenizer.vocab_size());
-  TokenizerFacts facts;
-  facts.vocab_size = tokenizer.vocab_size();
-  facts.eos_token_ids.assign(tokenizer.eos_ids().begin(), tokenizer.eos_ids().end());
-  facts.bos_token_id = tokenizer.bos_id();
-  facts.pad_token_id = tokenizer.pad_id();
-  source.model.config = new_model_config(init, facts);
-  source.model.parameters = FlatParameters(source.model.config);
-  initialize_parameters(source.model.config, static_cast<uint64_t>(seed), source.model.parameters);
-  return source;
-}
-
-namespace {
-
-DatasetOptions dataset_options(const DataSection& data, bool training) {
-  DatasetOptions options;
-  options.prompt_field = data.prompt_field;
-  options.answer_field = data.answer_field;
-  options.completion_field = data.completion_field;
-  options.prompt_template = data.prompt_template;
-  options.max_prompt_length = data.max_prompt_length;
-  options.skip_long = training;
-  return options;
-}
-
-int64_t count_characters(std::string_view utf8) {
-  return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-}
-
-std::vector<Prompt> first_prompts(const PromptDataset& dataset, int64_t count) {
-  std::vector<Prompt> prompts = dataset.prompts();
-  if (static_cast<int64_t>(prompts.size()) > count) prompts.resize(static_cast<size_t>(count));
-  return prompts;
-}
-
-}  // namespace
-
-std::optional<Task> make_task(const DataSection& data) {
-  if (data.task.empty()) return std::nullopt;
-  TaskOptions options;
-  options.seed = static_cast<uint64_t>(data.generated.seed);
-  options.max_operand = data.generated.max_operand;
-  options.num_items = data.generated.num_items;
-  options.num_worked = data.generated.num_worked;
-  options.worked_error_share = data.generated.worked_error_share;
-  options.held_out_share = data.generated.held_out_share;
-  return Task::make(data.task, options);
-}
-
-std::vector<EvalSet> make_eval_sets(const StageConfig& stage, const PromptEncoder& encoder,
-                                    const std::optional<Task>& task) {
-  std::vector<EvalSet> sets;
-  if (stage.eval.num_prompts == 0) return sets;
-  if (!stage.data.eval_path.empty()) {
-    const auto dataset = PromptDataset::load(stage.data.eval_path, dataset_options(stage.data, false), encoder);
-    sets.push_back({dataset.name(), first_prompts(dataset, stage.eval.num_prompts)});
-  } else if (task) {
-    for (const ProblemSet& set : task->eval_sets(stage.eval.num_prompts))
-      sets.push_back({set.name, PromptDataset::of_problems(set.name, set.problems, encoder).prompts()});
-  } else if (stage.data.held_out_share > 0) {
-    const auto dataset = PromptDataset::load(stage.data.path, dataset_options(stage.data, false), encoder);
-    sets.push_back(
-        {dataset.name(), first_prompts(dataset.split(stage.data.held_out_share).second, stage.eval.num_prompts)});
-  }
-  return sets;
-}
-
-std::optional<EvalText> make_eval_text(const std::string& path, const Tokenizer& tokenizer) {
-  if (path.empty()) return std::nullopt;
-  const std::string text = read_file(path);
-  EvalText eval;
-  eval.name = std::filesystem::path(path).stem().string();
-  eval.token_ids = tokenizer.encode(text, /*parse_special=*/false);
-  if (eval.token_ids.size() < 2)
-    throw FormatError("{}: eval.bits_per_char_path needs a text of at least two tokens, this one has {}.", path,
-                      eval.token_ids.size());
-  eval.num_characters = count_characters(text) - count_characters(tokenizer.token_bytes(eval.token_ids.front()));
-  return eval;
-}
-
-SamplingParams sampling_params(const StageConfig& stage) {
-  SamplingParams sampling;
-  sampling.temperature = stage.rollout.temperature;
-  sampling.top_k = static_cast<int32_t>(stage.rollout.top_k);
-  sampling.top_p = stage.rollout.top_p;
-  sampling.min_p = stage.rollout.min_p;
-  sampling.max_new_tokens = static_cast<int32_t>(stage.rollout.max_completion_length);
-  sampling.stop = stage.rollout.stop;
-  sampling.seed = static_cast<uint64_t>(stage.run.seed);
-  return sampling;
-}
-
-namespace {
-
-EngineOptions engine_options(const RolloutSection& rollout) {
-  EngineOptions options;
-  options.max_num_seqs = rollout.max_num_seqs;
-  options.kv_cache_memory_bytes = rollout.kv_cache_memory << 20;  // MiB
-  options.block_size = rollout.block_size;
-  options.enable_prefix_sharing = rollout.enable_prefix_sharing;
-  options.enable_chunked_prefill = rollout.enable_chunked_prefill;
-  return options;
-}
-
-}  // namespace
-
-RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer, const StageConfig& stage,
-                           const std::optional<Task>& task)
-    : rewards_(make_rewards(stage.reward, task ? &*task : nullptr)),
-      engine_(model, tokenizer, engine_options(stage.rollout)),
-      source_(engine_, [this, timeout_s = stage.reward.timeout_s](RolloutGroup& group) {
-        score_group(rewards_, group, timeout_s);
-      }) {}
-
-std::vector<std::string> RolloutStack::reward_names() const {
-  std::vector<std::string> names;
-  for (const auto& reward : rewards_) names.push_back(reward->name());
-  return names;
-}
-
 struct StageSession::Parts {
-  StageConfig stage;
+  StageConfig stage;  // its model paths are directories
   RunDirectory& run;
   CheckpointHeader header;
   FileSystem files;
+  StageModels models;
   std::optional<Task> task;
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::optional<ChatTemplate> chat;
   std::optional<PromptEncoder> encoder;
-  std::optional<PromptStream> prompts;  // stages that train on rollouts
-  std::optional<SftDataset> examples;   // sft
-  std::vector<int64_t> learned;         // the examples that are not held out
-  std::optional<ShuffleOrder> order;    // of the examples
+  std::optional<TrainingData> data;
   std::vector<EvalSet> eval_sets;
   std::vector<EvalText> eval_texts;
-  std::optional<Policy> policy, reference;
-  std::unique_ptr<RolloutStack> rollouts;  // where something is generated
-  std::unique_ptr<AdamW> optimizer;
+  std::vector<std::unique_ptr<Reward>> rewards;
+  std::unique_ptr<RolloutStack> rollouts;          // where something is generated
+  std::unique_ptr<RolloutStack> teacher_rollouts;  // rollout.teacher_share
   std::unique_ptr<Algorithm> algorithm;
   std::optional<CheckpointStore> store;
   TrainCounters counters;
@@ -186,42 +41,24 @@ struct StageSession::Parts {
   Parts(const StageConfig& stage_config, RunDirectory& directory) : stage(stage_config), run(directory) {}
 
   void load_data();
-  void warn_of_overlap(const std::vector<std::string>& training) const;
-  RolloutGroup example(int64_t serial) const;
+  void warn_of_overlap() const;
+  bool is_teachers(int64_t serial) const;
   std::vector<RolloutGroup> take_groups(int64_t first, int64_t count);
+  std::vector<RolloutGroup> generate(RolloutStack& stack, const std::vector<Prompt>& prompts);
+  TrainLoopParts loop_parts();
+  std::vector<std::string> reward_names() const;
+  std::vector<double> reward_weights() const;
   std::vector<TensorEntry> accept(const CheckpointHeader& found);
 };
 
 namespace {
 
-// What the stage can train today; the mathematics of the others is there, their data path comes later.
 void check_supported(const StageConfig& stage) {
-  const AlgoSection& algo = stage.algo;
-  const bool sft = algo.policy_loss == PolicyLoss::kSft;
-  const auto refuse = [&](const char* key, std::string_view value, const char* why) {
-    throw ConfigError("stage {}: {} = {} cannot be trained yet: {}. Use preset grpo or one of its relatives, or sft.",
-                      stage.name, key, value, why);
-  };
-  if (algo.needs_critic()) refuse("algo.adv_estimator", "gae", "it needs a critic");
-  if (algo.needs_teacher()) refuse("algo.distill_coef or algo.distill_loss", "(set)", "it needs a teacher");
-  if (!algo.trains_on_rollouts() && !sft)
-    refuse("algo.policy_loss", to_string(algo.policy_loss), "it needs preference pairs");
-  if (algo.adv_estimator == AdvEstimator::kRemax) refuse("algo.adv_estimator", "remax", "it needs greedy baselines");
-  if (algo.policy_loss == PolicyLoss::kClipCov || algo.policy_loss == PolicyLoss::kKlCov)
-    refuse("algo.policy_loss", to_string(algo.policy_loss), "its selection of tokens needs a further pass");
-  if (algo.filter_groups) refuse("algo.filter_groups", "true", "a filtered batch is not refilled yet");
-  if (algo.entropy_coef != 0)
-    refuse("algo.entropy_coef", format("{}", algo.entropy_coef), "entropy has no gradient yet");
-  if (algo.early_stop_kl != 0)
-    refuse("algo.early_stop_kl", format("{}", algo.early_stop_kl), "epochs are not cut short yet");
   if (compute_dtype(*stage.rollout.dtype) != compute_dtype(stage.run.dtype))
     throw ConfigError(
         "rollout.dtype = {} differs from run.dtype = {}: rollouts and training share one copy of the weights. Leave "
         "rollout.dtype out.",
         to_string(*stage.rollout.dtype), to_string(stage.run.dtype));
-  if (stage.train.recompute)
-    throw ConfigError(
-        "train.recompute = true is not there yet. Leave it out, and lower train.max_tokens_per_micro_batch instead.");
 }
 
 }  // namespace
@@ -231,96 +68,53 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
     : parts_(std::make_unique<Parts>(stage, run)) {
   check_supported(stage);
   Parts& parts = *parts_;
-  const at::ScalarType compute = compute_dtype(stage.run.dtype);
-  ModelSource source = start.empty() ? make_new_model(stage.model.init, stage.run.seed) : load_model_source(start);
-  parts.tokenizer = std::move(source.tokenizer);
-  parts.chat = std::move(source.chat);
-  if (source.model.config.vocab_size < parts.tokenizer->vocab_size())
-    throw ConfigError("{}: the tokenizer has {} ids, the model {} rows. They do not belong together.", start,
-                      parts.tokenizer->vocab_size(), source.model.config.vocab_size);
+  run.locate_models(parts.stage);
+  parts.models = load_stage_models(parts.stage, start);
+  StageModels& models = parts.models;
+  models.policy->publish(first_version);
+  parts.counters.policy_version = first_version;
   parts.task = make_task(stage.data);
-  const bool use_chat = parts.chat && (!parts.task || parts.task->uses_chat_template());
-  parts.encoder.emplace(*parts.tokenizer, use_chat ? &*parts.chat : nullptr);
+  const bool use_chat = models.chat && (!parts.task || parts.task->uses_chat_template());
+  parts.encoder.emplace(*models.tokenizer, use_chat ? &*models.chat : nullptr);
   parts.load_data();
 
-  if (stage.algo.needs_reference()) {
-    if (!stage.model.reference.empty()) {
-      LoadedModel reference = load_model(stage.model.reference);
-      if (reference.config.vocab_size != source.model.config.vocab_size)
-        throw ConfigError(
-            "model.reference = {}: its vocabulary has {} rows, the policy's {}. Use a model of the same family.",
-            stage.model.reference, reference.config.vocab_size, source.model.config.vocab_size);
-      parts.reference.emplace(Policy::frozen(std::move(reference), compute));
-    } else {
-      parts.reference.emplace(
-          Policy::frozen(source.model, compute));  // shares the masters for a moment, keeps packed copies
-    }
+  if (stage.algo.trains_on_rollouts() || !parts.eval_sets.empty()) {
+    parts.rewards = make_stage_rewards(parts.stage, parts.task);
+    parts.rollouts =
+        std::make_unique<RolloutStack>(models.policy->network(), *models.tokenizer, parts.stage, parts.rewards);
   }
-  parts.header.model_json = to_config_json(source.model.config, at::kFloat);
-  parts.policy.emplace(Policy::trainable(std::move(source.model), compute));
-  parts.policy->publish(first_version);
-  parts.counters.policy_version = first_version;
-
-  if (stage.algo.trains_on_rollouts() || !parts.eval_sets.empty())
-    parts.rollouts = std::make_unique<RolloutStack>(parts.policy->network(), *parts.tokenizer, stage, parts.task);
+  if (stage.rollout.teacher_share > 0 && models.teacher)
+    parts.teacher_rollouts =
+        std::make_unique<RolloutStack>(models.teacher->network(), *models.tokenizer, parts.stage, parts.rewards);
   AlgoContext context;
   context.max_completion_length = stage.rollout.max_completion_length;
-  if (stage.algo.trains_on_rollouts()) {
-    context.reward_names = parts.rollouts->reward_names();
-    context.reward_weights = stage.reward.weights;
-    if (context.reward_weights.empty()) context.reward_weights.assign(context.reward_names.size(), 1.0);
-  }
+  context.reward_names = parts.reward_names();
+  context.reward_weights = parts.reward_weights();
   parts.algorithm = make_algorithm(stage.algo, context);
-  parts.optimizer = std::make_unique<AdamW>(
-      parts.policy->parameters(),
-      AdamWSettings{stage.optim.betas[0], stage.optim.betas[1], stage.optim.eps, stage.optim.weight_decay});
 
   parts.header.run = stage.run.name;
   parts.header.stage = stage.name;
   parts.header.config_toml = config_toml;
+  parts.header.data_hash = parts.data->hash();
+  parts.header.model_json = to_config_json(models.policy->config(), at::kFloat);
+  parts.header.blobs["frozen_models"] = nlohmann::json(models.identities).dump();
   parts.store.emplace(parts.files, run.checkpoints(stage), static_cast<int>(stage.checkpoint.keep_local));
 }
 
 StageSession::~StageSession() = default;
 
 void StageSession::Parts::load_data() {
-  if (stage.algo.policy_loss == PolicyLoss::kSft) {
-    examples.emplace(task ? SftDataset::of_problems(task->name(), task->worked_problems(), *encoder)
-                          : SftDataset::load(stage.data.path, dataset_options(stage.data, true), *encoder,
-                                             stage.train.max_tokens_per_micro_batch));
-    if (examples->size() == 0)
-      throw ConfigError(
-          "data.path = {}: no example is left to train on ({} were longer than train.max_tokens_per_micro_batch = {}).",
-          stage.data.path, examples->num_skipped(), stage.train.max_tokens_per_micro_batch);
-    for (int64_t i = 0; i < examples->size(); ++i)
-      if (task || !is_held_out(examples->prompt_texts()[static_cast<size_t>(i)], stage.data.held_out_share))
-        learned.push_back(i);
-    order.emplace(static_cast<int64_t>(learned.size()), static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
-    header.data_hash = examples->hash();
-  } else if (task) {
-    prompts.emplace(*task, *encoder);
-    header.data_hash = prompts->hash();
-  } else {
-    PromptDataset dataset = PromptDataset::load(stage.data.path, dataset_options(stage.data, true), *encoder);
-    if (stage.data.held_out_share > 0) dataset = dataset.split(stage.data.held_out_share).first;
-    prompts.emplace(std::move(dataset), static_cast<uint64_t>(stage.run.seed), stage.data.shuffle);
-    header.data_hash = prompts->hash();
-  }
-  eval_sets = make_eval_sets(stage, *encoder, task);
-  if (const auto text = make_eval_text(stage.eval.bits_per_char_path, *tokenizer)) eval_texts.push_back(*text);
-  if (task) return;  // held out by a hash
-  if (examples) {
-    std::vector<std::string> texts;
-    for (const int64_t i : learned) texts.push_back(examples->prompt_texts()[static_cast<size_t>(i)]);
-    warn_of_overlap(texts);
-  } else if (const PromptDataset* dataset = prompts->dataset()) {
-    std::vector<std::string> texts;
-    for (const Prompt& prompt : dataset->prompts()) texts.push_back(prompt.text);
-    warn_of_overlap(texts);
-  }
+  data.emplace(stage, *encoder, task);
+  if (evaluates(stage)) eval_sets = make_eval_sets(stage, *encoder, task);
+  // A reward model predicts no text.
+  if (models.policy->config().lm_head)
+    if (const auto text = make_eval_text(stage.eval.bits_per_char_path, *models.tokenizer)) eval_texts.push_back(*text);
+  warn_of_overlap();
 }
 
-void StageSession::Parts::warn_of_overlap(const std::vector<std::string>& training) const {
+void StageSession::Parts::warn_of_overlap() const {
+  const std::vector<std::string> training = data->prompt_texts();
+  if (training.empty()) return;
   for (const EvalSet& set : eval_sets) {
     std::vector<std::string> texts;
     for (const Prompt& prompt : set.prompts) texts.push_back(prompt.text);
@@ -334,39 +128,92 @@ void StageSession::Parts::warn_of_overlap(const std::vector<std::string>& traini
   }
 }
 
-RolloutGroup StageSession::Parts::example(int64_t serial) const {
-  const SftExample& given = examples->at(learned[static_cast<size_t>(order->line(serial))]);
-  const auto split = given.token_ids.begin() + given.prompt_length;
-  RolloutGroup group;
-  group.prompt.serial = serial;
-  group.prompt.line = given.line;
-  group.prompt.token_ids.assign(given.token_ids.begin(), split);
-  Completion completion;
-  completion.token_ids.assign(split, given.token_ids.end());
-  completion.mask.assign(given.loss_mask.begin() + given.prompt_length, given.loss_mask.end());
-  group.completions.push_back(std::move(completion));
-  return group;
+std::vector<std::string> StageSession::Parts::reward_names() const {
+  std::vector<std::string> names;
+  if (!stage.algo.trains_on_rollouts()) return names;
+  for (const auto& reward : rewards) names.push_back(reward->name());
+  return names;
+}
+
+std::vector<double> StageSession::Parts::reward_weights() const {
+  if (!stage.algo.trains_on_rollouts()) return {};
+  return stage.reward.weights.empty() ? std::vector<double>(rewards.size(), 1.0) : stage.reward.weights;
+}
+
+// Which prompts the teacher answers (off-policy): a draw of its own, the same on resume.
+bool StageSession::Parts::is_teachers(int64_t serial) const {
+  constexpr int32_t kTeacherDraw = -1;  // no completion has this index
+  return teacher_rollouts &&
+         uniform_draw({static_cast<uint64_t>(stage.run.seed), serial, kTeacherDraw, 0}) < stage.rollout.teacher_share;
 }
 
 std::vector<RolloutGroup> StageSession::Parts::take_groups(int64_t first, int64_t count) {
   std::vector<RolloutGroup> groups;
-  if (examples) {
-    for (int64_t serial = first; serial < first + count; ++serial) groups.push_back(example(serial));
+  if (!stage.algo.trains_on_rollouts()) {
+    for (int64_t serial = first; serial < first + count; ++serial) groups.push_back(data->example(serial));
     return groups;
   }
-  std::vector<Prompt> asked;
+  std::vector<Prompt> policys, teachers;
   for (int64_t serial = first; serial < first + count; ++serial) {
-    asked.push_back(prompts->at(serial));
-    asked.back().serial = serial;
+    Prompt prompt = data->prompt(serial);
+    prompt.serial = serial;
+    (is_teachers(serial) ? teachers : policys).push_back(std::move(prompt));
   }
-  RolloutSource& source = rollouts->source();
-  source.request(std::move(asked), static_cast<int>(stage.rollout.num_generations), sampling_params(stage));
-  while (static_cast<int64_t>(groups.size()) < count) {
+  groups = generate(*rollouts, policys);
+  if (!teachers.empty())
+    for (RolloutGroup& group : generate(*teacher_rollouts, teachers)) groups.push_back(std::move(group));
+  return groups;
+}
+
+// The prompts' groups; with remax each with the reward of a greedy completion.
+std::vector<RolloutGroup> StageSession::Parts::generate(RolloutStack& stack, const std::vector<Prompt>& prompts) {
+  RolloutSource& source = stack.source();
+  SamplingParams sampling = sampling_params(stage);
+  source.request(prompts, static_cast<int>(stage.rollout.num_generations), sampling, RolloutPurpose::kTrain);
+  const bool with_baseline = stage.algo.adv_estimator == AdvEstimator::kRemax;
+  if (with_baseline) {
+    sampling.temperature = 0;
+    source.request(prompts, 1, sampling, RolloutPurpose::kBaseline);
+  }
+  std::vector<RolloutGroup> groups;
+  std::map<int64_t, Completion> baselines;  // by serial
+  for (size_t left = prompts.size() * (with_baseline ? 2 : 1); left > 0; --left) {
     auto group = source.next_group(std::chrono::steady_clock::now() + std::chrono::hours(24));
-    TEMPER_CHECK(group.has_value(), "{} of {} groups came", groups.size(), count);
-    groups.push_back(std::move(*group));
+    TEMPER_CHECK(group.has_value(), "{} groups did not come", left);
+    if (group->purpose == RolloutPurpose::kBaseline)
+      baselines[group->prompt.serial] = std::move(group->completions.front());
+    else
+      groups.push_back(std::move(*group));
+  }
+  const std::vector<double> weights = reward_weights();
+  for (RolloutGroup& group : groups) {
+    const auto baseline = baselines.find(group.prompt.serial);
+    if (baseline == baselines.end()) continue;
+    const Completion& greedy = baseline->second;
+    if (greedy.error.empty()) {
+      group.baseline_reward = 0;
+      for (size_t k = 0; k < weights.size(); ++k) *group.baseline_reward += weights[k] * greedy.rewards[k];
+    } else {
+      for (Completion& completion : group.completions)
+        if (completion.error.empty()) completion.error = "the greedy completion it is compared with: " + greedy.error;
+    }
   }
   return groups;
+}
+
+TrainLoopParts StageSession::Parts::loop_parts() {
+  TrainLoopParts loop;
+  loop.config = &stage;
+  loop.policy = &*models.policy;
+  loop.critic = models.critic(stage);
+  loop.reference = models.reference ? &*models.reference : nullptr;
+  loop.teacher = models.teacher ? &*models.teacher : nullptr;
+  loop.algorithm = algorithm.get();
+  loop.optimizer = models.optimizer.get();
+  loop.critic_optimizer = models.critic_optimizer.get();
+  loop.take_groups = [this](int64_t first, int64_t count) { return take_groups(first, count); };
+  loop.reward_weights = reward_weights();
+  return loop;
 }
 
 std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& found) {
@@ -375,10 +222,18 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
         "the checkpoint of step {} was trained on other data (hash {}, now {}). Restore the data, start afresh with "
         "--checkpoint.resume=never, or go on with --checkpoint.allow_other_data=true.",
         found.step, found.data_hash, header.data_hash);
+  const auto frozen = found.blobs.find("frozen_models");
+  if (frozen != found.blobs.end() && frozen->second != header.blobs.at("frozen_models"))
+    throw ConfigError(
+        "the checkpoint of step {} was trained beside other frozen models (weights {}, now {}). Restore "
+        "model.reference "
+        "and model.teacher, or start afresh with --checkpoint.resume=never.",
+        found.step, frozen->second, header.blobs.at("frozen_models"));
   const auto blob = found.blobs.find("trainer");
   if (blob == found.blobs.end()) throw FormatError("the checkpoint of step {} has no trainer counters.", found.step);
-  counters = load_counters(blob->second, *optimizer, *algorithm);
-  return state_tensors(*policy, *optimizer);
+  const TrainLoopParts loop = loop_parts();
+  counters = load_counters(blob->second, loop);
+  return state_tensors(loop);
 }
 
 std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
@@ -394,7 +249,8 @@ std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
   }
   if (!loaded) return std::nullopt;
   parts.header.epoch = loaded->header.epoch + 1;
-  parts.policy->publish(parts.counters.policy_version);
+  parts.models.policy->publish(parts.counters.policy_version);
+  if (parts.models.own_critic) parts.models.own_critic->publish(parts.counters.policy_version);
   parts.resumed = true;
   log_info("stage {}: resumed at step {} from {}", parts.stage.name, parts.counters.step, loaded->path);
   return parts.counters.step;
@@ -404,25 +260,18 @@ StageOutcome StageSession::run() {
   Parts& parts = *parts_;
   StageParts stage;
   stage.config = &parts.stage;
-  stage.loop.config = &parts.stage;
-  stage.loop.policy = &*parts.policy;
-  stage.loop.reference = parts.reference ? &*parts.reference : nullptr;
-  stage.loop.algorithm = parts.algorithm.get();
-  stage.loop.optimizer = parts.optimizer.get();
-  stage.loop.take_groups = [&](int64_t first, int64_t count) { return parts.take_groups(first, count); };
-  std::vector<std::string> reward_names;
-  if (parts.stage.algo.trains_on_rollouts()) {
-    reward_names = parts.rollouts->reward_names();
-    stage.loop.reward_weights = parts.stage.reward.weights;
-    if (stage.loop.reward_weights.empty()) stage.loop.reward_weights.assign(reward_names.size(), 1.0);
-  }
-  stage.loop.peak_flops = measure_peak_flops(parts.policy->config(), compute_dtype(parts.stage.run.dtype));
+  stage.loop = parts.loop_parts();
+  stage.loop.peak_flops = measure_peak_flops(parts.models.policy->config(), compute_dtype(parts.stage.run.dtype));
   stage.source = parts.rollouts ? &parts.rollouts->source() : nullptr;
   stage.sampling = sampling_params(parts.stage);
   stage.eval_sets = parts.eval_sets;
   stage.eval_texts = parts.eval_texts;
+  stage.held_out = parts.data->held_out();
+  const std::string& path = parts.stage.data.path;
+  stage.held_out_name = path.empty() ? parts.stage.data.task : std::filesystem::path(path).stem().string();
   stage.store = &*parts.store;
   stage.header = parts.header;
+  const std::vector<std::string> reward_names = parts.reward_names();
   stage.hooks.on_record = [&](const MetricRecord& record) { parts.run.write(record); };
   stage.hooks.on_step = [&](StepResult& result) {
     if (parts.rollouts) result.record.set("timing_s/reward", parts.rollouts->take_scoring_s());
@@ -442,8 +291,8 @@ void StageSession::export_model(const std::string& path, at::ScalarType dtype) c
   const Parts& parts = *parts_;
   FileSystem files;
   write_directory_atomically(files, path, [&](const std::string& folder) {
-    write_model_files(folder, parts.policy->config(), parts.policy->parameters(), dtype);
-    parts.tokenizer->save(folder);
+    write_model_files(folder, parts.models.exported_config(parts.stage), parts.models.policy->parameters(), dtype);
+    parts.models.tokenizer->save(folder);
   });
 }
 

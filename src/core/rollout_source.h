@@ -8,8 +8,6 @@
 
 namespace temper {
 
-enum class RolloutPurpose : uint8_t { kTrain, kEval };
-
 class RolloutSource {
  public:
   virtual ~RolloutSource() = default;

@@ -50,11 +50,19 @@ struct Completion {
   std::string error;            // why scoring failed; empty if it did not. Failed is never reward 0
 };
 
-// All completions of one prompt: what advantages compare.
+enum class RolloutPurpose : uint8_t {
+  kTrain,
+  kEval,
+  kBaseline,  // the greedy completion that remax compares with
+};
+
+// All completions of one prompt: what advantages compare. For losses on pairs: chosen and rejected.
 struct RolloutGroup {
   Prompt prompt;
+  RolloutPurpose purpose = RolloutPurpose::kTrain;
   std::vector<Completion> completions;
   std::optional<double> baseline_reward;  // of the greedy completion, where an estimator needs it
+  double margin = 0;                      // pairs: by how much chosen should be better
 };
 
 }  // namespace temper

@@ -94,7 +94,8 @@ Shards open_shards(const std::string& directory) {
 
 // Tensors that transformers leaves unread too: buffers that old files carry along, and the copy of a tied embedding.
 bool is_redundant(const std::string& name, const ModelConfig& config) {
-  return name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight");
+  const bool no_own_head = config.tie_word_embeddings || !config.lm_head;
+  return name.ends_with(".rotary_emb.inv_freq") || (no_own_head && name == "lm_head.weight");
 }
 
 void check_names(const Shards& shards, const std::string& directory, const ModelConfig& config,
@@ -124,7 +125,7 @@ void check_names(const Shards& shards, const std::string& directory, const Model
 // so.
 void warn_of_untied_head(const Shards& shards, const ModelConfig& config) {
   const auto head = shards.holder.find("lm_head.weight"), embedding = shards.holder.find("model.embed_tokens.weight");
-  if (!config.tie_word_embeddings || head == shards.holder.end()) return;
+  if (!config.tie_word_embeddings || !config.lm_head || head == shards.holder.end()) return;
   const SafetensorsEntry& a = *head->second->find(head->first);
   const SafetensorsEntry& b = *embedding->second->find(embedding->first);
   const bool same = a.dtype == b.dtype && a.shape == b.shape &&
@@ -179,6 +180,17 @@ LoadedModel load_model(const std::string& directory, at::ScalarType dtype) {
   return model;
 }
 
+LoadedModel with_heads(const LoadedModel& source, bool lm_head, bool value_head) {
+  TEMPER_CHECK(!lm_head || source.config.lm_head, "the model has no head of a language model to keep");
+  LoadedModel model{source.config, {}, source.stored_dtype};
+  model.config.lm_head = lm_head;
+  model.config.value_head = value_head;
+  model.parameters = FlatParameters(model.config, source.parameters.flat().scalar_type());
+  for (const ParameterSpec& spec : model.parameters.specs())
+    if (source.parameters.contains(spec.name)) model.parameters[spec.name].copy_(source.parameters[spec.name]);
+  return model;
+}
+
 at::ScalarType stored_dtype(const std::string& directory) {
   return common_dtype(open_shards(directory), parameter_layout(load_model_config(directory)));
 }
@@ -186,7 +198,7 @@ at::ScalarType stored_dtype(const std::string& directory) {
 void write_model_files(const std::string& folder, const ModelConfig& config, const FlatParameters& parameters,
                        at::ScalarType dtype) {
   std::vector<SafetensorsItem> items;
-  for (const ParameterSpec& spec : parameters.specs()) items.push_back({spec.name, parameters[spec.name]});
+  for (const ParameterSpec& spec : parameter_layout(config)) items.push_back({spec.name, parameters[spec.name]});
   write_safetensors(in(folder, kWeights), std::move(items), dtype);
   write_file_atomically(in(folder, "generation_config.json"), to_generation_config_json(config));
   write_file_atomically(in(folder, "config.json"), to_config_json(config, dtype));

@@ -19,10 +19,15 @@ struct LoadedModel {
 // that names the file, the tensor and the fix.
 LoadedModel load_model(const std::string& directory, at::ScalarType dtype = at::kFloat);
 
+// A copy of the model under the given heads: of a language model a critic, of a critic another. A value head that the
+// source does not have is zero, so that it starts at V = 0. REQUIRES: lm_head only where the source has one.
+LoadedModel with_heads(const LoadedModel& source, bool lm_head, bool value_head);
+
 // The dtype of the directory's tensors, f32 where they differ, from the files' headers alone.
 at::ScalarType stored_dtype(const std::string& directory);
 
-// Fills `folder`, which exists, with config.json, generation_config.json and model.safetensors in `dtype`. The caller
+// Fills `folder`, which exists, with config.json, generation_config.json and model.safetensors in `dtype`: the tensors
+// that `config` describes (so a policy's shared value head stays behind where config has none). The caller
 // makes the folder atomic (checkpoint/atomic_directory.h).
 void write_model_files(const std::string& folder, const ModelConfig& config, const FlatParameters& parameters,
                        at::ScalarType dtype);

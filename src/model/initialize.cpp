@@ -118,7 +118,7 @@ void initialize_parameters(const ModelConfig& config, uint64_t seed, FlatParamet
   const double residual_std = kWeightStd / std::sqrt(2.0 * static_cast<double>(config.num_layers));
   for (const ParameterSpec& spec : parameters.specs()) {
     at::Tensor values = parameters[spec.name];
-    if (spec.name.ends_with("bias"))
+    if (spec.name.ends_with("bias") || spec.name == "score.weight")
       values.zero_();
     else if (spec.name.ends_with("norm.weight"))
       values.fill_(1.0);

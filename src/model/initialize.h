@@ -23,7 +23,8 @@ struct TokenizerFacts {
 // ConfigError, naming the key model.init.KEY and a value that works, for shapes that cannot be.
 ModelConfig new_model_config(const ModelInit& init, const TokenizerFacts& tokenizer);
 
-// Weights normal(0, 0.02), those of o_proj and down_proj divided by sqrt(2 num_layers), norms one, biases zero.
+// Weights normal(0, 0.02), those of o_proj and down_proj divided by sqrt(2 num_layers), norms one, biases zero, a value
+// head zero (so a new critic starts at V = 0).
 void initialize_parameters(const ModelConfig& config, uint64_t seed, FlatParameters& parameters);
 
 }  // namespace temper

@@ -110,7 +110,26 @@ class Fields {
   std::string origin_;
 };
 
-ModelFamily parse_architecture(const Fields& fields) {
+// transformers keeps the number of labels as the size of id2label, and leaves it out where it is 2.
+void check_one_label(const Fields& fields) {
+  const int64_t labels = fields.has("id2label") && fields.at("id2label").is_object()
+                             ? static_cast<int64_t>(fields.at("id2label").size())
+                             : fields.integer("num_labels", 2);
+  if (labels != 1)
+    throw FormatError(
+        "{}: the classifier has {} labels (id2label), a reward model or critic has 1. Choose a model that gives one "
+        "number.",
+        fields.origin(), labels);
+}
+
+constexpr std::string_view kClassifier = "ForSequenceClassification";
+
+// LlamaForCausalLM → LlamaForSequenceClassification.
+std::string classifier_name(std::string_view architecture) {
+  return std::string(architecture.substr(0, architecture.find("For"))) + std::string(kClassifier);
+}
+
+void parse_architecture(const Fields& fields, ModelConfig& config) {
   const std::string model_type = fields.text("model_type", "");
   std::vector<std::string> architectures;
   if (fields.has("architectures")) {
@@ -120,8 +139,14 @@ ModelFamily parse_architecture(const Fields& fields) {
   }
   for (const FamilyFacts& facts : kFamilies) {
     const bool type_fits = model_type.empty() ? !architectures.empty() : model_type == facts.name;
-    const bool class_fits = architectures.empty() || architectures.front() == facts.architecture;
-    if (type_fits && class_fits) return facts.family;
+    const bool causal = architectures.empty() || architectures.front() == facts.architecture;
+    const bool classifier = !causal && architectures.front() == classifier_name(facts.architecture);
+    if (!type_fits || !(causal || classifier)) continue;
+    config.family = facts.family;
+    config.lm_head = causal;
+    config.value_head = classifier;
+    if (classifier) check_one_label(fields);
+    return;
   }
   throw FormatError("{}: architectures [{}] with model_type '{}' is not supported. {}: choose such a model.",
                     fields.origin(), join(architectures), model_type, kSupported);
@@ -231,7 +256,10 @@ void check_sizes(const ModelConfig& config, const std::string& origin) {
 }  // namespace
 
 std::string_view family_name(ModelFamily family) { return facts_of(family).name; }
-std::string_view architecture_name(ModelFamily family) { return facts_of(family).architecture; }
+std::string architecture_name(const ModelConfig& config) {
+  const std::string_view causal = facts_of(config.family).architecture;
+  return config.lm_head ? std::string(causal) : classifier_name(causal);
+}
 
 std::optional<ModelFamily> parse_family(std::string_view name) {
   for (const FamilyFacts& facts : kFamilies)
@@ -244,7 +272,7 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
   const Fields fields(json, origin);
   ModelConfig config;
   config.source_json = json_text;
-  config.family = parse_architecture(fields);
+  parse_architecture(fields, config);
   refuse_unsupported(fields);
   const bool llama = config.family == ModelFamily::kLlama;
 

@@ -1,8 +1,9 @@
 // What a decoder-only transformer is made of, as config.json of a Hugging Face directory states it, for the three
-// families that share one layer code: Llama, Qwen2 and Qwen3. A plain value; read once, then passed by const reference
-// to whoever builds, runs or exports a model. Keys that we have no use for are kept in `source_json`, so that an export
-// carries them on. What a file states and this program cannot run is a FormatError that names the file, the key, the
-// value and a way out.
+// families that share one layer code: Llama, Qwen2 and Qwen3, with the head of a language model (…ForCausalLM), or that
+// of a critic or reward model (…ForSequenceClassification with one label). A plain value; read once, then passed by
+// const reference to whoever builds, runs or exports a model. Keys that we have no use for are kept in `source_json`,
+// so that an export carries them on. What a file states and this program cannot run is a FormatError that names the
+// file, the key, the value and a way out.
 #pragma once
 #include <c10/core/ScalarType.h>
 
@@ -18,7 +19,6 @@ enum class ModelFamily { kLlama, kQwen2, kQwen3 };
 
 // "llama", "qwen2", "qwen3": model_type in config.json, family in [model] init.
 std::string_view family_name(ModelFamily family);
-std::string_view architecture_name(ModelFamily family);  // LlamaForCausalLM, …
 std::optional<ModelFamily> parse_family(std::string_view name);
 
 // How rotary frequencies are stretched beyond the pre-training context; fields as in config.json's rope_scaling.
@@ -57,6 +57,8 @@ struct ModelConfig {
   bool o_bias = false;
   bool mlp_bias = false;               // gate_proj, up_proj and down_proj have biases
   bool qk_norm = false;                // RMSNorm of each head's q and k, before the rotation
+  bool lm_head = true;                 // gives next-token logits
+  bool value_head = false;             // gives one number a token: score.weight [1, hidden_size]
   std::vector<int64_t> eos_token_ids;  // a completion ends at any of them: generation_config.json's, else config.json's
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> pad_token_id;
@@ -77,6 +79,7 @@ ModelConfig load_model_config(const std::string& directory);
 std::string to_config_json(const ModelConfig& config, c10::ScalarType dtype);
 std::string to_generation_config_json(const ModelConfig& config);
 
-int64_t num_parameters(const ModelConfig& config);  // a tied embedding counts once
+std::string architecture_name(const ModelConfig& config);  // LlamaForCausalLM, LlamaForSequenceClassification, …
+int64_t num_parameters(const ModelConfig& config);         // a tied embedding counts once
 
 }  // namespace temper

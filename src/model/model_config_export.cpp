@@ -45,7 +45,7 @@ Json rope_scaling_to_json(const RopeScaling& scaling) {
 
 // Every field of ours under its name in config.json.
 Json fields_to_json(const ModelConfig& config) {
-  Json json = {{"architectures", {std::string(architecture_name(config.family))}},
+  Json json = {{"architectures", Json::array({architecture_name(config)})},
                {"model_type", std::string(family_name(config.family))},
                {"vocab_size", config.vocab_size},
                {"hidden_size", config.hidden_size},
@@ -60,6 +60,7 @@ Json fields_to_json(const ModelConfig& config) {
                {"rope_theta", config.rope_theta},
                {"rope_scaling", rope_scaling_to_json(config.rope_scaling)},
                {"tie_word_embeddings", config.tie_word_embeddings}};
+  if (!config.lm_head) json["id2label"] = {{"0", "LABEL_0"}}, json["label2id"] = {{"LABEL_0", 0}};
   if (config.family != ModelFamily::kQwen2) json["attention_bias"] = config.qkv_bias;
   if (config.family == ModelFamily::kLlama) json["mlp_bias"] = config.mlp_bias;
   return json;

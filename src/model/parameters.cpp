@@ -66,7 +66,8 @@ std::vector<ParameterSpec> parameter_layout(const ModelConfig& config) {
     if (config.mlp_bias) layout.one(mlp + "down_proj.bias", {hidden});
   }
   layout.one("model.norm.weight", {hidden});
-  if (!config.tie_word_embeddings) layout.one("lm_head.weight", {config.vocab_size, hidden});
+  if (config.lm_head && !config.tie_word_embeddings) layout.one("lm_head.weight", {config.vocab_size, hidden});
+  if (config.value_head) layout.one("score.weight", {1, hidden});
   return layout.take();
 }
 

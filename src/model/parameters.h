@@ -24,8 +24,8 @@ struct ParameterSpec {
 
 // model.embed_tokens.weight; for each layer input_layernorm, self_attn.{q,k,v}_proj weights, then their biases, q_norm,
 // k_norm, o_proj, post_attention_layernorm, mlp.{gate,up}_proj weights, then their biases, down_proj; model.norm;
-// lm_head.weight unless tied. Neighbours that are fused have no gap; each other tensor starts at a multiple of 16
-// elements.
+// lm_head.weight unless tied or without such a head; score.weight where there is a value head. Neighbours that are
+// fused have no gap; each other tensor starts at a multiple of 16 elements.
 std::vector<ParameterSpec> parameter_layout(const ModelConfig& config);
 // Elements of the flat buffer: the end of the last parameter, rounded up to 16.
 int64_t flat_size(const std::vector<ParameterSpec>& layout);

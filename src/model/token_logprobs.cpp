@@ -65,54 +65,50 @@ LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const
   return result;
 }
 
-// block [n, end - begin] += grad at (row, target - begin), where the target lies in the block.
-void add_at_targets(at::Tensor& block, const at::Tensor& targets, int64_t begin, const at::Tensor& grad) {
-  const at::Tensor rows = targets.ge(begin).logical_and_(targets.lt(begin + block.size(1))).nonzero().squeeze(1);
-  block.index_put_({rows, targets.index_select(0, rows) - begin}, grad.index_select(0, rows), /*accumulate=*/true);
-}
-
 struct Logprobs : torch::autograd::Function<Logprobs> {
   static variable_list forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& targets,
-                               const LinearWeights* head, double temperature) {
+                               const LinearWeights* head, double temperature, bool entropy_gradient) {
     const LogprobResult result = compute(hidden, targets, *head, temperature);
-    context->save_for_backward({hidden, targets, result.logsumexp});
+    context->save_for_backward({hidden, targets, result.logsumexp, result.entropies});
     context->saved_data["head"] = reinterpret_cast<int64_t>(head);
     context->saved_data["temperature"] = temperature;
-    context->mark_non_differentiable({result.entropies});
+    context->saved_data["entropy_gradient"] = entropy_gradient;
+    if (!entropy_gradient) context->mark_non_differentiable({result.entropies});
     return {result.logprobs, result.entropies};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
-    const at::Tensor &hidden = saved[0], &targets = saved[1], &logsumexp = saved[2];
+    const at::Tensor &hidden = saved[0], &targets = saved[1], &logsumexp = saved[2], &entropies = saved[3];
     const auto& head = *reinterpret_cast<const LinearWeights*>(context->saved_data["head"].toInt());
-    const double temperature = context->saved_data["temperature"].toDouble();
-    const at::Tensor scaled_grad = grads[0].to(at::kFloat).div(temperature);
+    const double inv_temperature = 1.0 / context->saved_data["temperature"].toDouble();
+    const bool with_entropy = context->saved_data["entropy_gradient"].toBool() && grads[1].defined();
+    const at::Tensor grad = grads[0].defined() ? grads[0].to(at::kFloat).contiguous() : at::zeros_like(logsumexp);
+    const at::Tensor entropy = with_entropy ? entropies : at::Tensor();
+    const at::Tensor entropy_grad = with_entropy ? grads[1].to(at::kFloat).contiguous() : at::Tensor();
     at::Tensor hidden_grad = at::zeros(hidden.sizes(), at::kFloat);
     at::Tensor buffer = block_buffer(hidden, head);
     for_each_block(head, [&](int64_t begin, int64_t end) {
       at::Tensor block = block_logits(hidden, head, begin, end, buffer);
-      // d logprob / d logits = (onehot - softmax) / temperature
-      block.div_(temperature).sub_(logsumexp.unsqueeze(1)).exp_().mul_(scaled_grad.neg().unsqueeze(1));
-      add_at_targets(block, targets, begin, scaled_grad);
+      logits_backward_(block, inv_temperature, targets - begin, logsumexp, grad, entropy, entropy_grad);
       const at::Tensor dlogits = block.to(hidden.scalar_type());
       at::Tensor weight_grad = head.weight_grad.narrow(0, begin, end - begin);
       accumulate_outer_product(dlogits, hidden, weight_grad);
       head.backward.multiply_add_inputs(dlogits, begin, hidden_grad);  // += dlogits · W[begin:end]
     });
-    return {hidden_grad.to(hidden.scalar_type()), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {hidden_grad.to(hidden.scalar_type()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 }  // namespace
 
 TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
-                             double temperature) {
+                             double temperature, bool entropy_gradient) {
   TEMPER_CHECK(hidden.size(0) == targets.size(0) && temperature > 0, "{} rows, {} targets", hidden.size(0),
                targets.size(0));
   if (hidden.size(0) == 0) return {hidden.new_zeros({0}, at::kFloat), hidden.new_zeros({0}, at::kFloat)};
   if (at::GradMode::is_enabled() && hidden.requires_grad()) {
-    const auto result = Logprobs::apply(hidden, targets, &head, temperature);
+    const auto result = Logprobs::apply(hidden, targets, &head, temperature, entropy_gradient);
     return {result[0], result[1]};
   }
   const LogprobResult result = compute(hidden, targets, head, temperature);

@@ -9,11 +9,11 @@ namespace temper {
 
 struct TokenLogprobs {
   at::Tensor logprobs;   // [n] f32: log softmax(logits / temperature)[target]; differentiable
-  at::Tensor entropies;  // [n] f32: of the same distribution; a constant for autograd
+  at::Tensor entropies;  // [n] f32: of the same distribution; a constant for autograd unless asked for
 };
 
-// hidden [n, hidden_size] after the final norm; targets [n] int64.
+// hidden [n, hidden_size] after the final norm; targets [n] int64. entropy_gradient: entropies are differentiable too.
 TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
-                             double temperature);
+                             double temperature, bool entropy_gradient = false);
 
 }  // namespace temper

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
 
 #include "core/error.h"
 #include "model/elementwise.h"
@@ -25,6 +26,28 @@ struct Embed : torch::autograd::Function<Embed> {
     at::Tensor table_grad = context->saved_data["grad"].toTensor();
     table_grad.index_add_(0, context->get_saved_variables()[0], grads[0]);
     return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// A block whose inside is not kept: backward runs it again from its input. Gradients of its weights are summed where
+// the block itself sums them.
+struct RecomputedBlock : torch::autograd::Function<RecomputedBlock> {
+  struct Block : torch::CustomClassHolder {
+    explicit Block(std::function<at::Tensor(at::Tensor)> f) : run(std::move(f)) {}
+    std::function<at::Tensor(at::Tensor)> run;
+  };
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
+                            const c10::intrusive_ptr<Block>& block) {
+    context->save_for_backward({hidden});
+    context->saved_data["block"] = c10::IValue::make_capsule(block);
+    return block->run(hidden.clone());  // without gradients the residual stream is updated in place
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto block = c10::static_intrusive_pointer_cast<Block>(context->saved_data["block"].toCapsule());
+    const at::Tensor hidden = context->get_saved_variables()[0].detach().requires_grad_(true);
+    const at::AutoGradMode record(true);
+    block->run(hidden).backward(grads[0]);
+    return {hidden.grad(), at::Tensor()};
   }
 };
 
@@ -110,7 +133,14 @@ void Transformer::load(const FlatParameters& masters, PolicyVersion version) {
     embedding_.copy_(table);
   else
     embedding_ = table.to(compute_, /*non_blocking=*/false, /*copy=*/true);
-  head_.load(masters[head_name(config_)], {}, compute_, trainable_);
+  if (config_.lm_head) head_.load(masters[head_name(config_)], {}, compute_, trainable_);
+  if (config_.value_head) {
+    // One row: it stays f32.
+    if (score_.defined())
+      score_.detach().copy_(masters["score.weight"]);
+    else
+      score_ = masters["score.weight"].clone().requires_grad_(trainable_);
+  }
   version_ = version;
 }
 
@@ -137,7 +167,8 @@ void Transformer::set_gradients(const FlatParameters& gradients) {
   }
   set_norm(final_norm_, "model.norm.weight");
   embedding_grad_ = gradients["model.embed_tokens.weight"];
-  head_.weight_grad = gradients[head_name(config_)];
+  if (config_.lm_head) head_.weight_grad = gradients[head_name(config_)];
+  if (config_.value_head) score_.mutable_grad() = gradients["score.weight"];
 }
 
 at::Tensor Transformer::embed(const at::Tensor& token_ids) const {
@@ -166,8 +197,23 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
 at::Tensor Transformer::hidden_states(const at::Tensor& token_ids, const at::Tensor& positions,
                                       const Attention& attention) const {
   at::Tensor hidden = embed(token_ids);  // [T, hidden] f32
-  for (int64_t i = 0; i < config_.num_layers; ++i) hidden = run_block(i, hidden, positions, attention);
+  const bool recompute = recompute_ && at::GradMode::is_enabled() && hidden.requires_grad();
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    if (!recompute) {
+      hidden = run_block(i, hidden, positions, attention);
+      continue;
+    }
+    const auto run = [this, i, positions, attention](at::Tensor x) {
+      return run_block(i, std::move(x), positions, attention);
+    };
+    hidden = RecomputedBlock::apply(hidden, c10::make_intrusive<RecomputedBlock::Block>(run));
+  }
   return rms_norm(hidden, final_norm_, config_.rms_norm_eps, compute_);
+}
+
+at::Tensor Transformer::values(const at::Tensor& hidden) const {
+  TEMPER_CHECK(config_.value_head, "the model has no value head");
+  return (hidden.to(at::kFloat) * score_).sum(1);
 }
 
 at::Tensor Transformer::logits(const at::Tensor& hidden) const {

@@ -19,7 +19,7 @@ namespace temper {
 class Transformer {
  public:
   // qkv [T, H + 2 KV, D] of one layer in the compute dtype (heads of q, then of k, then of v; q and k rotated) → [T, H,
-  // D].
+  // D]. With set_recompute it is called again in the backward pass, from a copy.
   using Attention = std::function<at::Tensor(int64_t layer, const at::Tensor& qkv)>;
 
   // compute: kFloat or kBFloat16. trainable: also packs what the backward products need.
@@ -30,10 +30,16 @@ class Transformer {
   // Where backward sums gradients: f32, in the masters' layout. REQUIRES: trainable.
   void set_gradients(const FlatParameters& gradients);
 
+  // Training keeps no more of a block than its input, and computes the block again in the backward pass: activations of
+  // one block instead of all, for about a third more arithmetic. Same bits.
+  void set_recompute(bool value) { recompute_ = value; }
+
   // token_ids, positions [T] int64 → after the final norm, [T, hidden_size] in the compute dtype.
   at::Tensor hidden_states(const at::Tensor& token_ids, const at::Tensor& positions, const Attention& attention) const;
   // hidden [n, hidden_size] → [n, vocab_size] f32, without gradient.
   at::Tensor logits(const at::Tensor& hidden) const;
+  // hidden [n, hidden_size] → the value head's numbers [n] f32, differentiable. REQUIRES: config().value_head.
+  at::Tensor values(const at::Tensor& hidden) const;
 
   const ModelConfig& config() const { return config_; }
   at::ScalarType compute_dtype() const { return compute_; }
@@ -57,13 +63,15 @@ class Transformer {
   ModelConfig config_;
   at::ScalarType compute_;
   bool trainable_;
+  bool recompute_ = false;
   PolicyVersion version_ = 0;
   RopeTable rope_;
   at::Tensor embedding_;       // [vocab, hidden] compute dtype
   at::Tensor embedding_grad_;  // [vocab, hidden] f32
   std::vector<Block> blocks_;
   NormWeight final_norm_;
-  LinearWeights head_;
+  LinearWeights head_;  // not loaded without lm_head
+  at::Tensor score_;    // [1, hidden] f32, a leaf like the norms; undefined without a value head
 };
 
 }  // namespace temper

@@ -5,7 +5,7 @@
 namespace temper {
 
 void InlineRolloutSource::request(std::vector<Prompt> prompts, int num_completions, const SamplingParams& sampling,
-                                  RolloutPurpose) {
+                                  RolloutPurpose purpose) {
   for (Prompt& prompt : prompts) {
     const int64_t id = next_id_++;
     engine_.submit({.id = id,
@@ -14,7 +14,7 @@ void InlineRolloutSource::request(std::vector<Prompt> prompts, int num_completio
                     .sampling = sampling,
                     .serial = prompt.serial,
                     .label = format("prompt {} (line {})", prompt.serial, prompt.line + 1)});
-    outstanding_.emplace(id, std::move(prompt));
+    outstanding_.emplace(id, Asked{std::move(prompt), purpose});
   }
 }
 
@@ -28,7 +28,8 @@ std::optional<RolloutGroup> InlineRolloutSource::next_group(std::chrono::steady_
 
   RolloutGroup group;
   auto asked = outstanding_.extract(finished_.front().id);
-  group.prompt = std::move(asked.mapped());
+  group.prompt = std::move(asked.mapped().prompt);
+  group.purpose = asked.mapped().purpose;
   group.completions = std::move(finished_.front().completions);
   finished_.pop_front();
   const Stopwatch scoring;

@@ -31,8 +31,12 @@ class InlineRolloutSource : public RolloutSource {
   Engine& engine_;
   Scorer scorer_;
   int64_t next_id_ = 0;
-  std::unordered_map<int64_t, Prompt> outstanding_;  // by request id
-  std::deque<GenerationResult> finished_;            // not handed out yet
+  struct Asked {
+    Prompt prompt;
+    RolloutPurpose purpose;
+  };
+  std::unordered_map<int64_t, Asked> outstanding_;  // by request id
+  std::deque<GenerationResult> finished_;           // not handed out yet
   double scoring_s_ = 0;
   double generation_s_ = 0;
 };

@@ -3,6 +3,8 @@
 // reward 0. RewardPool (reward_pool.h) is the only caller and calls from one thread; implementations may answer from
 // any.
 #pragma once
+#include <c10/core/ScalarType.h>
+
 #include <chrono>
 #include <future>
 #include <limits>
@@ -33,9 +35,10 @@ class Reward {
                                                         Deadline deadline) = 0;
 };
 
-// The functions of [reward], in their order. `task` is the stage's generated task, or null. ConfigError for an unknown
-// function, a missing or broken parameter, or "task" without one.
-std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, const Task* task);
+// The functions of [reward], in their order. `task` is the stage's generated task, or null; a reward model computes in
+// `compute`. ConfigError for an unknown function, a missing or broken parameter, or "task" without one.
+std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, const Task* task,
+                                                  c10::ScalarType compute = c10::ScalarType::Float);
 
 // Correct = the first reward function gives 1.
 inline bool is_correct(const Completion& completion) {

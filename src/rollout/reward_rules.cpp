@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "rollout/reward.h"
+#include "rollout/reward_model.h"
 #include "rollout/reward_numeric.h"
 #include "rollout/reward_pattern.h"
 
@@ -143,7 +144,8 @@ class TaskReward final : public RuleReward {
 
 }  // namespace
 
-std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, const Task* task) {
+std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, const Task* task,
+                                                  c10::ScalarType compute) {
   std::vector<std::unique_ptr<Reward>> rewards;
   for (const std::string& name : section.functions) {
     if (name == "exact") {
@@ -161,9 +163,11 @@ std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, 
         throw ConfigError(
             "reward.functions has \"task\", but [data] names no task. Set data.task, or use exact or numeric.");
       rewards.push_back(std::make_unique<TaskReward>(*task));
+    } else if (name == "model") {
+      rewards.push_back(std::make_unique<ModelReward>(section.model, compute));
     } else {
-      throw ConfigError("reward.functions has \"{}\", which is none of exact, numeric, regex, format, length, task.",
-                        name);
+      throw ConfigError(
+          "reward.functions has \"{}\", which is none of exact, numeric, regex, format, length, task, model.", name);
     }
   }
   return rewards;

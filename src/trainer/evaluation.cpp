@@ -64,7 +64,7 @@ void add_eval_metrics(const EvalSet& set, const std::vector<RolloutGroup>& group
   if (metrics.num_failed > 0) record.set(prefix + "failed", static_cast<double>(metrics.num_failed));
 }
 
-double bits_per_character(const Policy& policy, const EvalText& text, int64_t window_tokens) {
+double bits_per_character(const TrainerModel& policy, const EvalText& text, int64_t window_tokens) {
   TEMPER_CHECK(text.token_ids.size() > 1 && text.num_characters > 0, "a text of {} tokens", text.token_ids.size());
   // Each window starts with the last token of the one before it, so every token but the first is predicted once.
   std::vector<RolloutGroup> windows;

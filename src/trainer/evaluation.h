@@ -7,7 +7,7 @@
 #include "config/config.h"
 #include "core/metric_record.h"
 #include "core/rollout_source.h"
-#include "trainer/policy.h"
+#include "trainer/trainer_model.h"
 
 namespace temper {
 
@@ -33,6 +33,6 @@ void add_eval_metrics(const EvalSet& set, const std::vector<RolloutGroup>& group
                       MetricRecord& record);
 
 // -log2 p of the text by the policy, a character, in windows of window_tokens.
-double bits_per_character(const Policy& policy, const EvalText& text, int64_t window_tokens);
+double bits_per_character(const TrainerModel& policy, const EvalText& text, int64_t window_tokens);
 
 }  // namespace temper

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <span>
 
-#include "core/error.h"
-
 namespace temper {
 namespace {
 
@@ -16,21 +14,25 @@ struct Unit {
   int64_t rows = 0;
 };
 
-int64_t own_rows(const StepBatch::Sequence& sequence) { return static_cast<int64_t>(sequence.completion->size()) - 1; }
+int64_t own_rows(const StepBatch::Sequence& sequence, RowOf row_of) {
+  return static_cast<int64_t>(sequence.completion->size()) - (row_of == RowOf::kToken ? 0 : 1);
+}
 int64_t prompt_rows(const StepBatch::Sequence& sequence) { return static_cast<int64_t>(sequence.prompt->size()); }
 
 // A group that does not fit is cut: each part lays its own copy of the prompt.
-std::vector<Unit> make_units(const StepBatch& batch, const std::vector<int64_t>& completions, int64_t max_tokens) {
+std::vector<Unit> make_units(const StepBatch& batch, const std::vector<int64_t>& completions,
+                             const PackOptions& options) {
   std::vector<Unit> units;
   int64_t group = -1;
   for (const int64_t i : completions) {
     const auto& sequence = batch.sequences[i];
-    if (sequence.group != group || units.back().rows + own_rows(sequence) > max_tokens) {
+    const int64_t rows = own_rows(sequence, options.row_of);
+    if (sequence.group != group || (!options.whole_groups && units.back().rows + rows > options.max_tokens)) {
       units.push_back({{}, prompt_rows(sequence)});
       group = sequence.group;
     }
     units.back().completions.push_back(i);
-    units.back().rows += own_rows(sequence);
+    units.back().rows += rows;
   }
   return units;
 }
@@ -63,70 +65,39 @@ std::vector<std::vector<int64_t>> balance(std::span<const Unit> descending, size
 
 }  // namespace
 
-int64_t packed_rows(const StepBatch& batch, const std::vector<int64_t>& completions) {
-  int64_t rows = 0, group = -1;
-  for (const int64_t i : completions) {
-    const auto& sequence = batch.sequences[i];
-    rows += own_rows(sequence) + (sequence.group == group ? 0 : prompt_rows(sequence));
-    group = sequence.group;
-  }
-  return rows;
-}
-
 std::vector<MicroBatch> pack_micro_batches(const StepBatch& batch, const std::vector<int64_t>& completions,
-                                           int64_t max_tokens) {
+                                           const PackOptions& options) {
   std::vector<MicroBatch> packed;
   if (completions.empty()) return packed;
-  std::vector<Unit> units = make_units(batch, completions, max_tokens);
+  std::vector<Unit> units = make_units(batch, completions, options);
   std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.rows > b.rows; });
   const auto fitting =
-      std::find_if(units.begin(), units.end(), [&](const Unit& unit) { return unit.rows <= max_tokens; });
-  for (auto unit = units.begin(); unit != fitting; ++unit) packed.push_back(pack(batch, std::move(unit->completions)));
+      std::find_if(units.begin(), units.end(), [&](const Unit& unit) { return unit.rows <= options.max_tokens; });
+  for (auto unit = units.begin(); unit != fitting; ++unit)
+    packed.push_back(pack(batch, std::move(unit->completions), options.row_of));
   if (fitting == units.end()) return packed;
   const std::span<const Unit> rest(fitting, units.end());
-  size_t num_bins = bins_by_first_fit(rest, max_tokens);
+  size_t num_bins = bins_by_first_fit(rest, options.max_tokens);
   int64_t fullest = 0;
   auto bins = balance(rest, num_bins, &fullest);
-  while (fullest > max_tokens) bins = balance(rest, ++num_bins, &fullest);
+  while (fullest > options.max_tokens) bins = balance(rest, ++num_bins, &fullest);
   for (auto& bin : bins) {
     std::sort(bin.begin(), bin.end());
-    packed.push_back(pack(batch, std::move(bin)));
+    packed.push_back(pack(batch, std::move(bin), options.row_of));
   }
   return packed;
 }
 
-MicroBatch pack(const StepBatch& batch, std::vector<int64_t> completions) {
-  MicroBatch micro;
-  const int64_t total = packed_rows(batch, completions);
-  std::vector<int64_t> ids, positions, rows, targets;
-  ids.reserve(total);
-  positions.reserve(total);
-  int64_t group = -1, prompt_begin = 0, prompt_end = 0;
+MicroBatch pack(const StepBatch& batch, std::vector<int64_t> completions, RowOf row_of) {
+  SequencePacker packer(row_of);
+  int64_t group = -1;
   for (const int64_t i : completions) {
     const auto& sequence = batch.sequences[i];
-    if (sequence.group != group) {
-      group = sequence.group;
-      prompt_begin = static_cast<int64_t>(ids.size());
-      ids.insert(ids.end(), sequence.prompt->begin(), sequence.prompt->end());
-      prompt_end = static_cast<int64_t>(ids.size());
-      for (int64_t p = 0; p < prompt_end - prompt_begin; ++p) positions.push_back(p);
-      micro.segments.push_back({prompt_begin, prompt_end, 0, 0});
-    }
-    TEMPER_CHECK(prompt_end > prompt_begin, "a prompt without tokens predicts nothing");
-    const int64_t begin = static_cast<int64_t>(ids.size()), end = begin + own_rows(sequence);
-    ids.insert(ids.end(), sequence.completion->begin(), sequence.completion->end() - 1);
-    for (int64_t r = begin; r < end; ++r) positions.push_back(prompt_end - prompt_begin + r - begin);
-    if (end > begin) micro.segments.push_back({begin, end, prompt_begin, prompt_end});
-    for (size_t t = 0; t < sequence.completion->size(); ++t)
-      rows.push_back(t == 0 ? prompt_end - 1 : begin + static_cast<int64_t>(t) - 1);
-    targets.insert(targets.end(), sequence.completion->begin(), sequence.completion->end());
+    if (sequence.group != group) packer.begin_group(*sequence.prompt);
+    group = sequence.group;
+    packer.add(*sequence.completion);
   }
-  micro.completions = std::move(completions);
-  micro.token_ids = at::tensor(ids, at::kLong);
-  micro.positions = at::tensor(positions, at::kLong);
-  micro.rows = at::tensor(rows, at::kLong);
-  micro.targets = at::tensor(targets, at::kLong);
-  return micro;
+  return {std::move(completions), packer.finish()};
 }
 
 }  // namespace temper

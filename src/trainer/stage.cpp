@@ -59,16 +59,25 @@ MetricRecord Stage::evaluate() {
   for (const EvalText& text : parts_.eval_texts)
     record.set("eval/" + text.name + "/bits_per_char",
                bits_per_character(*parts_.loop.policy, text, kTextWindowTokens));
+  if (!parts_.held_out.empty()) evaluate_held_out(record);
   if (!record.values.empty()) record.set("timing_s/eval", watch.seconds());
   return record;
 }
 
+// Given completions that were held out: the loss, and how often the chosen one is preferred.
+void Stage::evaluate_held_out(MetricRecord& record) const {
+  for (const auto& [name, value] : loop_.evaluate(build_step_batch(parts_.held_out, {}))) {
+    if (name == "loss") record.set("eval/" + parts_.held_out_name + "/loss", value);
+    if (name == "rewards/accuracies") record.set("eval/" + parts_.held_out_name + "/pair_accuracy", value);
+  }
+}
+
 void Stage::save(bool must_succeed) {
   const Stopwatch watch;
-  CheckpointState state{parts_.header, state_tensors(*parts_.loop.policy, *parts_.loop.optimizer)};
+  CheckpointState state{parts_.header, state_tensors(parts_.loop)};
   state.header.step = counters().step;
   state.header.policy_version = counters().policy_version;
-  state.header.blobs["trainer"] = save_counters(counters(), *parts_.loop.optimizer, *parts_.loop.algorithm);
+  state.header.blobs["trainer"] = save_counters(counters(), parts_.loop);
   try {
     parts_.store->save(state);
     num_failed_saves_ = 0;

@@ -25,6 +25,8 @@ struct StageParts {
   SamplingParams sampling;          // of training rollouts
   std::vector<EvalSet> eval_sets;
   std::vector<EvalText> eval_texts;
+  std::string held_out_name;           // NAME of eval/NAME/loss
+  std::vector<RolloutGroup> held_out;  // given completions that are not trained on
   CheckpointStore* store = nullptr;
   CheckpointHeader header;  // run, stage, config, model, data: what does not change from save to save
   StageHooks hooks;
@@ -45,6 +47,7 @@ class Stage {
 
  private:
   MetricRecord evaluate();
+  void evaluate_held_out(MetricRecord& record) const;
   void save(bool must_succeed);
   bool due(int64_t every_steps) const;
 

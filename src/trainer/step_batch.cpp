@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
 
@@ -28,7 +29,7 @@ StepBatch build_step_batch(std::vector<RolloutGroup> groups, const std::vector<d
   batch.groups = std::move(groups);
   std::sort(batch.groups.begin(), batch.groups.end(),
             [](const RolloutGroup& a, const RolloutGroup& b) { return a.prompt.serial < b.prompt.serial; });
-  std::vector<double> rewards;  // [B, K]
+  std::vector<double> rewards, baselines, margins;  // [B, K], [G], [G]
   bool has_behavior = true;
   for (size_t g = 0; g < batch.groups.size(); ++g) {
     const RolloutGroup& group = batch.groups[g];
@@ -55,6 +56,8 @@ StepBatch build_step_batch(std::vector<RolloutGroup> groups, const std::vector<d
       continue;
     }
     batch.loss.group_sizes.push_back(size);
+    baselines.push_back(group.baseline_reward.value_or(std::nan("")));
+    margins.push_back(group.margin);
     batch.num_prompt_tokens += static_cast<int64_t>(group.prompt.token_ids.size());
   }
   batch.loss.mask =
@@ -67,6 +70,11 @@ StepBatch build_step_batch(std::vector<RolloutGroup> groups, const std::vector<d
                kinds = static_cast<int64_t>(reward_weights.size());
     batch.loss.rewards = at::tensor(rewards, at::kDouble).view({count, kinds});
   }
+  const auto known = [](double baseline) { return !std::isnan(baseline); };
+  if (!baselines.empty() && std::all_of(baselines.begin(), baselines.end(), known))
+    batch.loss.baseline_rewards = at::tensor(baselines, at::kDouble);
+  if (std::any_of(margins.begin(), margins.end(), [](double margin) { return margin != 0; }))
+    batch.loss.margins = at::tensor(margins, at::kDouble);
   return batch;
 }
 

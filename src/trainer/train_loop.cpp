@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "algos/kl.h"
+#include "algos/vocabulary_divergence.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "trainer/step_metrics.h"
@@ -14,95 +15,220 @@ namespace temper {
 
 // What the micro-batches of one step add up to.
 struct TrainLoop::Update {
-  double loss = 0;
   double grad_norm = 0;  // of the last mini-batch
+  double critic_grad_norm = 0;
   double learning_rate = 0;
-  int64_t num_updates = 0;
+  int64_t num_mini_batches = 0;  // looked at
+  int64_t num_updates = 0;       // learned from
+  bool stopped_early = false;
   int64_t num_rows = 0;           // computed in forward passes
   int64_t num_gradient_rows = 0;  // of these, with a backward pass
   MetricSums metrics;
 };
 
-// produces: one version of the weights and one record; consumes: num_prompts_per_step groups;
-// waits for: take_groups; is unblocked by: the engine or the data set, in this thread.
+// produces: one version of the weights and one record; consumes: num_prompts_per_step groups, more where groups are
+// filtered; waits for: take_groups; is unblocked by: the engine or the data set, in this thread.
 StepResult TrainLoop::step() {
+  const AlgoSection& algo = parts_.config->algo;
   StepResult result;
+  StepBatch& batch = result.batch;
   StepTimer timer(result.record);
   Update update;
 
-  result.batch = build_step_batch(parts_.take_groups(counters_.next_serial, parts_.config->train.num_prompts_per_step),
-                                  parts_.reward_weights);
-  timer.lap(parts_.config->algo.trains_on_rollouts() ? "gen" : "data");
-  add_old_and_reference(result.batch, result.record);
+  batch = take_batch(result.record);
+  timer.lap(algo.trains_on_rollouts() ? "gen" : "data");
+  add_model_outputs(batch, result.record);
   timer.skip();
-  const AdvantageReport advantages = parts_.algorithm->advantages(result.batch.loss);
-  for (int64_t epoch = 0; epoch < parts_.config->algo.num_epochs; ++epoch)
-    for (const auto& mini_batch : split_in_order(result.batch, parts_.config->algo.num_minibatches)) {
-      run_mini_batch(result.batch, mini_batch, update);
+  const AdvantageReport advantages = parts_.algorithm->advantages(batch.loss);
+  for (int64_t epoch = 0; epoch < algo.num_epochs && !update.stopped_early; ++epoch)
+    for (const auto& mini_batch : split_in_order(batch, algo.num_minibatches)) {
+      if (update.num_updates > 0) parts_.policy->publish(counters_.policy_version);  // what this step learned so far
+      select_tokens(batch, mini_batch, update.num_updates);
+      const MetricSums metrics = run_mini_batch(batch, mini_batch, update);
+      update.metrics.merge(metrics);
+      ++update.num_mini_batches;
+      if ((update.stopped_early = drifted_too_far(metrics))) break;
       apply_gradients(update);
     }
-  update_kl_coef(advantages, update);
+  update_kl_coef(batch, advantages, update);
   timer.lap("update_actor");
 
-  counters_.next_serial += parts_.config->train.num_prompts_per_step;
   ++counters_.step;
   parts_.policy->publish(++counters_.policy_version);
   timer.lap("update_weights");
 
   // ---- diagnostics ----
-  report(result.batch, advantages, update, result.record);
+  report(batch, advantages, update, result.record);
   timer.finish();
   return result;
 }
 
-void TrainLoop::run_mini_batch(const StepBatch& batch, const std::vector<int64_t>& completions, Update& update) const {
-  const GlobalCounts counts = global_counts(batch.loss.select(completions));
-  std::vector<int64_t> learning, constant;
-  for (const int64_t i : completions) (has_gradient(batch, i) ? learning : constant).push_back(i);
-  const int64_t max_tokens = parts_.config->train.max_tokens_per_micro_batch;
-  for (const MicroBatch& micro : pack_micro_batches(batch, learning, max_tokens))
-    run_micro_batch(micro, batch, counts, update);
-  // Their gradient is zero: a forward pass is enough for the metrics.
-  at::NoGradGuard no_grad;
-  for (const MicroBatch& micro : pack_micro_batches(batch, constant, max_tokens))
-    run_micro_batch(micro, batch, counts, update);
+// DAPO's dynamic sampling (Yu et al. 2025, https://arxiv.org/abs/2503.14476): groups without spread teach nothing, so
+// others are drawn in their place, at most max_refills times. They stay in the batch, for the reward's metrics.
+StepBatch TrainLoop::take_batch(MetricRecord& record) {
+  const AlgoSection& algo = parts_.config->algo;
+  const int64_t wanted = parts_.config->train.num_prompts_per_step;
+  StepBatch batch;
+  int64_t missing = wanted, refills = 0;
+  for (;; ++refills) {
+    std::vector<RolloutGroup> groups = std::move(batch.groups);
+    for (RolloutGroup& group : parts_.take_groups(counters_.next_serial, missing)) groups.push_back(std::move(group));
+    counters_.next_serial += missing;
+    batch = build_step_batch(std::move(groups), parts_.reward_weights);
+    if (!algo.trains_on_rollouts() || !algo.filter_groups) return batch;
+    missing = wanted - (batch.loss.num_groups() - parts_.algorithm->num_filtered(batch.loss));
+    if (missing <= 0 || refills == algo.max_refills) break;
+  }
+  record.set("training/refills", static_cast<double>(refills));
+  return batch;
 }
 
-void TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
-                                Update& update) const {
-  const TokenLogprobs forward = parts_.policy->logprobs(micro, temperature());
-  PolicyOutput output;
-  output.logprobs = forward.logprobs.to(at::kDouble);
-  output.entropies = forward.entropies.to(at::kDouble);
-  LossResult result = parts_.algorithm->loss(output, batch.loss.select(micro.completions), counts);
+// What frozen models, and the trained ones before the step, say about the batch.
+void TrainLoop::add_model_outputs(StepBatch& batch, MetricRecord& record) const {
+  const AlgoSection& algo = parts_.config->algo;
+  const int64_t max_tokens = parts_.config->train.max_tokens_per_micro_batch;
+  Stopwatch watch;
+  const auto scored_by = [&](const TrainerModel& model, const char* timing) {
+    const at::Tensor logprobs = completion_logprobs(model, batch, max_tokens, temperature());
+    record.set(std::string("timing_s/") + timing, watch.restart());
+    return logprobs;
+  };
+  // With one update a step, old is the policy's own forward pass held constant: no extra pass.
+  if (algo.trains_on_rollouts() && needs_old_before_loss(algo))
+    batch.loss.old_logprobs = scored_by(*parts_.policy, "old_log_prob");
+  if (algo.needs_reference()) batch.loss.ref_logprobs = scored_by(*parts_.reference, "ref");
+  if (algo.distill_coef > 0) batch.loss.teacher_logprobs = scored_by(*parts_.teacher, "teacher");
+  if (algo.needs_critic()) {
+    batch.loss.old_values = completion_values(*parts_.critic, batch, max_tokens);
+    record.set("timing_s/values", watch.restart());
+  }
+}
+
+// clip_cov and kl_cov select tokens over the whole mini-batch, from a pass without gradient.
+void TrainLoop::select_tokens(StepBatch& batch, const std::vector<int64_t>& mini_batch, int64_t update_index) const {
+  if (!parts_.algorithm->needs_prepare()) return;
+  const at::Tensor logprobs =
+      completion_logprobs(*parts_.policy, batch, parts_.config->train.max_tokens_per_micro_batch, temperature());
+  const at::Tensor tokens = batch.loss.token_indices(mini_batch);
+  LossBatch mini = batch.loss.select(mini_batch);
+  SplitMix64 rng(static_cast<uint64_t>(parts_.config->run.seed) ^
+                 static_cast<uint64_t>(counters_.policy_version) << 20 ^ static_cast<uint64_t>(update_index));
+  parts_.algorithm->prepare(mini, logprobs.index_select(0, tokens), &rng);
+  if (!batch.loss.selected.defined()) batch.loss.selected = at::zeros_like(batch.loss.mask);
+  batch.loss.selected.index_copy_(0, tokens, mini.selected);
+}
+
+MetricSums TrainLoop::run_mini_batch(const StepBatch& batch, const std::vector<int64_t>& completions,
+                                     Update& update) const {
+  const GlobalCounts counts = global_counts(batch.loss.select(completions));
+  const at::Tensor stays = batch.loss.stays.contiguous();
+  std::vector<int64_t> learning, constant;  // filtered groups are neither
+  for (const int64_t i : completions)
+    if (stays.const_data_ptr<bool>()[i]) (has_gradient(batch, i) ? learning : constant).push_back(i);
+  MetricSums metrics;
+  for (const MicroBatch& micro : pack_micro_batches(batch, learning, pack_options()))
+    metrics.merge(run_micro_batch(micro, batch, counts, update));
+  // Their gradient is zero: a forward pass is enough for the metrics.
+  const at::NoGradGuard no_grad;
+  for (const MicroBatch& micro : pack_micro_batches(batch, constant, pack_options()))
+    metrics.merge(run_micro_batch(micro, batch, counts, update));
+  return metrics;
+}
+
+MetricSums TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
+                                      Update& update) const {
+  LossResult result = parts_.algorithm->loss(forward(micro), batch.loss.select(micro.completions), counts);
   const double loss = result.loss.item<double>();
   if (!std::isfinite(loss))
     throw NumericsError(
         "stage {}, step {}: the loss is {}. Lower optim.learning_rate, or resume from an earlier checkpoint.",
         parts_.config->name, counters_.step + 1, loss);
+  const int64_t rows = micro.packed.token_ids.numel();
   if (result.loss.requires_grad()) {
     result.loss.backward();
-    update.num_gradient_rows += micro.token_ids.numel();
+    update.num_gradient_rows += rows;
   }
-  update.num_rows += micro.token_ids.numel();
-  update.loss += loss;
-  update.metrics.merge(result.metrics);
+  update.num_rows += rows;
+  return std::move(result.metrics);
+}
+
+PolicyOutput TrainLoop::forward(const MicroBatch& micro) const {
+  const AlgoSection& algo = parts_.config->algo;
+  const TrainerModel& policy = *parts_.policy;
+  const at::Tensor hidden = policy.hidden(micro);
+  PolicyOutput output;
+  if (algo.policy_loss == PolicyLoss::kRewardModel) {
+    output.values = policy.values(hidden).to(at::kDouble);
+    return output;
+  }
+  const TokenLogprobs tokens = policy.logprobs(hidden, micro, temperature(), algo.entropy_coef != 0);
+  output.logprobs = tokens.logprobs.to(at::kDouble);
+  output.entropies = tokens.entropies.to(at::kDouble);
+  if (algo.needs_critic()) {
+    const bool shared = parts_.critic == parts_.policy;
+    output.values = parts_.critic->values(shared ? hidden : parts_.critic->hidden(micro)).to(at::kDouble);
+  }
+  if (algo.distill_loss != DistillLoss::kNone) {
+    const at::Tensor teacher_hidden = [&] {
+      const at::NoGradGuard no_grad;
+      return parts_.teacher->hidden(micro);
+    }();
+    const auto divergence = [&algo](const at::Tensor& student, const at::Tensor& teacher) {
+      return vocabulary_divergence(student, teacher, algo);
+    };
+    output.divergence =
+        logits_loss(hidden, policy.network().head(), teacher_hidden, parts_.teacher->network().head(), divergence)
+            .to(at::kDouble);
+  }
+  return output;
+}
+
+PackOptions TrainLoop::pack_options() const {
+  const PolicyLoss loss = parts_.config->algo.policy_loss;
+  return {.max_tokens = parts_.config->train.max_tokens_per_micro_batch,
+          .whole_groups = is_preference_loss(loss),
+          .row_of = loss == PolicyLoss::kRewardModel ? RowOf::kToken : RowOf::kPredictor};
+}
+
+// Stops a step's updates where the policy has left the one that it started from, as PPO's reference code does: the
+// mini-batch that shows it is not learned from.
+bool TrainLoop::drifted_too_far(const MetricSums& mini_batch) const {
+  const double limit = parts_.config->algo.early_stop_kl;
+  const MetricSum* ppo_kl = mini_batch.find("ppo_kl");
+  if (limit == 0 || ppo_kl == nullptr || ppo_kl->result() <= limit) return false;
+  parts_.policy->gradients().flat().zero_();
+  if (parts_.critic != nullptr) parts_.critic->gradients().flat().zero_();
+  return true;
 }
 
 void TrainLoop::apply_gradients(Update& update) {
-  const OptimSection& optim = parts_.config->optim;
-  update.grad_norm = global_norm(parts_.policy->gradients().flat());
-  if (!std::isfinite(update.grad_norm)) {
+  const bool own_critic = parts_.critic_optimizer != nullptr;
+  const auto checked_norm = [&](const TrainerModel& model, const char* whose) {
+    const double norm = global_norm(model.gradients().flat());
+    if (std::isfinite(norm)) return norm;
     parts_.policy->gradients().flat().zero_();
+    if (own_critic) parts_.critic->gradients().flat().zero_();
     throw NumericsError(
-        "stage {}, step {}: the gradient's norm is {}. Lower optim.learning_rate, or resume from an earlier "
+        "stage {}, step {}: the norm of {} gradient is {}. Lower optim.learning_rate, or resume from an earlier "
         "checkpoint.",
-        parts_.config->name, counters_.step + 1, update.grad_norm);
+        parts_.config->name, counters_.step + 1, whose, norm);
+  };
+  const auto learn = [&](const TrainerModel& model, AdamW& optimizer, double norm, double highest_rate) {
+    OptimSection optim = parts_.config->optim;
+    optim.learning_rate = highest_rate;
+    const double limit = optim.max_grad_norm;
+    const double scale = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;
+    const double rate = scheduled_learning_rate(optim, counters_.step + 1, parts_.config->train.max_steps);
+    optimizer.step(model.parameters(), model.gradients(), rate, scale);
+    return rate;
+  };
+  update.grad_norm = checked_norm(*parts_.policy, "the");
+  if (own_critic) update.critic_grad_norm = checked_norm(*parts_.critic, "the critic's");
+  update.learning_rate = learn(*parts_.policy, *parts_.optimizer, update.grad_norm, parts_.config->optim.learning_rate);
+  if (own_critic) {
+    learn(*parts_.critic, *parts_.critic_optimizer, update.critic_grad_norm, parts_.config->critic_learning_rate());
+    parts_.critic->publish(counters_.policy_version + 1);
   }
-  const double limit = optim.max_grad_norm;
-  const double scale = limit > 0 && update.grad_norm > limit ? limit / (update.grad_norm + 1e-6) : 1.0;
-  update.learning_rate = scheduled_learning_rate(optim, counters_.step + 1, parts_.config->train.max_steps);
-  parts_.optimizer->step(parts_.policy->parameters(), parts_.policy->gradients(), update.learning_rate, scale);
   ++update.num_updates;
 }
 
@@ -110,41 +236,37 @@ void TrainLoop::apply_gradients(Update& update) {
 bool TrainLoop::has_gradient(const StepBatch& batch, int64_t completion) const {
   const AlgoSection& algo = parts_.config->algo;
   if (!algo.trains_on_rollouts() || parts_.algorithm->kl_coef() > 0 || algo.entropy_coef != 0) return true;
+  if (algo.needs_critic() || algo.distill_loss != DistillLoss::kNone || algo.policy_loss == PolicyLoss::kKlCov)
+    return true;
   const std::vector<int64_t> offsets = batch.loss.offsets();
   return batch.loss.advantages.slice(0, offsets[completion], offsets[completion + 1]).count_nonzero().item<int64_t>() >
          0;
 }
 
 // The adaptive controller's next coefficient, from the KL of this step.
-void TrainLoop::update_kl_coef(const AdvantageReport& advantages, const Update& update) {
+void TrainLoop::update_kl_coef(const StepBatch& batch, const AdvantageReport& advantages, const Update& update) {
   const AlgoSection& algo = parts_.config->algo;
   if (algo.kl_ctrl.type != KlCtrlType::kAdaptive || !algo.needs_reference()) return;
   const std::optional<double> current = current_kl(advantages, update.metrics);
   if (!current) return;
-  const auto completions =
-      static_cast<double>(parts_.config->train.num_prompts_per_step * parts_.config->rollout.num_generations);
-  parts_.algorithm->set_kl_coef(next_kl_coef(algo, parts_.algorithm->kl_coef(), *current, completions));
+  const auto summed = static_cast<double>(advantages.kl ? 1 : std::max<int64_t>(1, update.num_mini_batches));
+  const auto completions = batch.loss.stays.sum().item<double>();
+  parts_.algorithm->set_kl_coef(next_kl_coef(algo, parts_.algorithm->kl_coef(), *current / summed, completions));
 }
 
 double TrainLoop::temperature() const {
   return parts_.config->algo.trains_on_rollouts() ? parts_.config->rollout.temperature : 1.0;
 }
 
-void TrainLoop::add_old_and_reference(StepBatch& batch, MetricRecord& record) const {
-  const AlgoSection& algo = parts_.config->algo;
-  if (!algo.trains_on_rollouts()) return;
-  const int64_t max_tokens = parts_.config->train.max_tokens_per_micro_batch;
-  Stopwatch watch;
-  // With one update a step, old is the policy's own forward pass held constant: no extra pass.
-  if (algo.num_epochs * algo.num_minibatches > 1 || needs_old_before_loss(algo)) {
-    batch.loss.old_logprobs = completion_logprobs(*parts_.policy, batch, max_tokens, temperature());
-    record.set("timing_s/old_log_prob", watch.restart());
-  }
-  if (algo.needs_reference()) {
-    TEMPER_CHECK(parts_.reference != nullptr, "the stage loads a reference where algo.kl_coef > 0");
-    batch.loss.ref_logprobs = completion_logprobs(*parts_.reference, batch, max_tokens, temperature());
-    record.set("timing_s/ref", watch.seconds());
-  }
+std::vector<std::pair<std::string, double>> TrainLoop::evaluate(StepBatch batch) const {
+  const at::NoGradGuard no_grad;
+  MetricRecord record;
+  add_model_outputs(batch, record);
+  parts_.algorithm->advantages(batch.loss);
+  std::vector<int64_t> all;
+  for (int64_t i = 0; i < batch.loss.num_completions(); ++i) all.push_back(i);
+  Update update;
+  return run_mini_batch(batch, all, update).results();
 }
 
 void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update,
@@ -153,31 +275,37 @@ void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages
   record.step = counters_.step;
   record.policy_version = counters_.policy_version;
   record.time = seconds_since_epoch();
-  const double updates = static_cast<double>(update.num_updates);
-  record.set("loss", update.loss / updates);
   for (const auto& [name, value] : advantages.metrics) record.set(name, value);
-  for (const auto& [name, value] : update.metrics.results()) record.set(name, value);
+  // Sums belong to one mini-batch each: their mean over the step's.
+  const double mini_batches = std::max<double>(1, static_cast<double>(update.num_mini_batches));
+  for (const MetricSum& entry : update.metrics.entries())
+    if (entry.logged) record.set(entry.name, entry.result() / (entry.reduction == Reduction::kSum ? mini_batches : 1));
   record.set("grad_norm", update.grad_norm);
+  if (parts_.critic_optimizer != nullptr) record.set("critic/grad_norm", update.critic_grad_norm);
   record.set("learning_rate", update.learning_rate);
+  const AlgoSection& algo = parts_.config->algo;
+  if (algo.num_epochs * algo.num_minibatches > 1)
+    record.set("training/num_updates", static_cast<double>(update.num_updates));
+  if (algo.early_stop_kl > 0) record.set("training/stopped_early", update.stopped_early ? 1 : 0);
   add_batch_metrics(batch, counters_.policy_version - 1, record);
   add_throughput_metrics({update.num_rows, update.num_gradient_rows, batch.num_completion_tokens, parts_.peak_flops},
                          parts_.policy->config(), record);
 }
 
 double scheduled_learning_rate(const OptimSection& optim, int64_t step, int64_t max_steps) {
-  if (step <= optim.warmup_steps)
-    return optim.learning_rate * static_cast<double>(step) / static_cast<double>(optim.warmup_steps);
+  const double highest = optim.learning_rate;
+  if (step <= optim.warmup_steps) return highest * static_cast<double>(step) / static_cast<double>(optim.warmup_steps);
   const double total = static_cast<double>(std::max<int64_t>(1, max_steps - optim.warmup_steps));
   const double done = std::min(1.0, static_cast<double>(step - 1 - optim.warmup_steps) / total);
   switch (optim.lr_scheduler_type) {
     case LrScheduler::kConstant:
-      return optim.learning_rate;
+      return highest;
     case LrScheduler::kLinear:
-      return optim.learning_rate * (1 - done);
+      return highest * (1 - done);
     case LrScheduler::kCosine:
-      return optim.learning_rate * 0.5 * (1 + std::cos(std::numbers::pi * done));
+      return highest * 0.5 * (1 + std::cos(std::numbers::pi * done));
   }
-  return optim.learning_rate;
+  return highest;
 }
 
 }  // namespace temper

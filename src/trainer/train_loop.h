@@ -9,8 +9,8 @@
 #include "core/metric_record.h"
 #include "core/rollout_types.h"
 #include "trainer/adamw.h"
-#include "trainer/policy.h"
 #include "trainer/step_batch.h"
+#include "trainer/trainer_model.h"
 
 namespace temper {
 
@@ -19,12 +19,16 @@ using TakeGroups = std::function<std::vector<RolloutGroup>(int64_t first_serial,
 
 struct TrainLoopParts {
   const StageConfig* config = nullptr;
-  Policy* policy = nullptr;
-  const Policy* reference = nullptr;  // where [algo] needs one
+  TrainerModel* policy = nullptr;  // what the stage trains and hands on: a policy, or a reward model
+  // Where [algo] needs them. With a shared backbone the critic is the policy, and has no optimiser of its own.
+  TrainerModel* critic = nullptr;
+  const TrainerModel* reference = nullptr;
+  const TrainerModel* teacher = nullptr;
   Algorithm* algorithm = nullptr;
   AdamW* optimizer = nullptr;
+  AdamW* critic_optimizer = nullptr;
   TakeGroups take_groups;
-  std::vector<double> reward_weights;  // [K]; empty: no rewards (sft)
+  std::vector<double> reward_weights;  // [K]; empty: no rewards (given completions)
   double peak_flops = 0;               // of matrix products on this machine, for perf/mfu; 0: not measured
 };
 
@@ -44,21 +48,29 @@ class TrainLoop {
  public:
   TrainLoop(TrainLoopParts parts, TrainCounters counters) : parts_(std::move(parts)), counters_(counters) {}
 
-  // NumericsError when the loss or the gradient's norm is not finite; the weights are then those before the step.
+  // NumericsError when the loss or a gradient's norm is not finite; the weights are then those before the update.
   StepResult step();
+
+  // The loss's metrics on given examples, without an update: held-out pairs or completions.
+  std::vector<std::pair<std::string, double>> evaluate(StepBatch batch) const;
 
   const TrainCounters& counters() const { return counters_; }
 
  private:
   struct Update;  // what the micro-batches of one step add up to
 
-  void add_old_and_reference(StepBatch& batch, MetricRecord& record) const;
+  StepBatch take_batch(MetricRecord& record);
+  void add_model_outputs(StepBatch& batch, MetricRecord& record) const;
+  void select_tokens(StepBatch& batch, const std::vector<int64_t>& mini_batch, int64_t update_index) const;
   bool has_gradient(const StepBatch& batch, int64_t completion) const;
-  void run_mini_batch(const StepBatch& batch, const std::vector<int64_t>& completions, Update& update) const;
-  void run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
-                       Update& update) const;
+  MetricSums run_mini_batch(const StepBatch& batch, const std::vector<int64_t>& completions, Update& update) const;
+  MetricSums run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
+                             Update& update) const;
+  PolicyOutput forward(const MicroBatch& micro) const;
+  PackOptions pack_options() const;
+  bool drifted_too_far(const MetricSums& mini_batch) const;
   void apply_gradients(Update& update);
-  void update_kl_coef(const AdvantageReport& advantages, const Update& update);
+  void update_kl_coef(const StepBatch& batch, const AdvantageReport& advantages, const Update& update);
   double temperature() const;
   void report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update,
               MetricRecord& record) const;

@@ -13,30 +13,39 @@ void append(std::vector<TensorEntry>& entries, const std::string& group, const F
 
 }  // namespace
 
-std::vector<TensorEntry> state_tensors(const Policy& policy, const AdamW& optimizer) {
+std::vector<TensorEntry> state_tensors(const TrainLoopParts& parts) {
   std::vector<TensorEntry> entries;
-  append(entries, "model/", policy.parameters());
-  append(entries, "optim/exp_avg/", optimizer.exp_avg());
-  append(entries, "optim/exp_avg_sq/", optimizer.exp_avg_sq());
+  const auto append_learner = [&](const std::string& prefix, const std::string& optim, const TrainerModel& model,
+                                  const AdamW& optimizer) {
+    append(entries, prefix, model.parameters());
+    append(entries, optim + "exp_avg/", optimizer.exp_avg());
+    append(entries, optim + "exp_avg_sq/", optimizer.exp_avg_sq());
+  };
+  append_learner("model/", "optim/", *parts.policy, *parts.optimizer);
+  if (parts.critic_optimizer != nullptr)
+    append_learner("critic/", "critic_optim/", *parts.critic, *parts.critic_optimizer);
   return entries;
 }
 
-std::string save_counters(const TrainCounters& counters, const AdamW& optimizer, const Algorithm& algorithm) {
-  const nlohmann::json blob = {{"step", counters.step},
-                               {"policy_version", counters.policy_version},
-                               {"next_serial", counters.next_serial},
-                               {"optimizer_steps", optimizer.num_steps()},
-                               {"kl_coef", algorithm.kl_coef()}};
+std::string save_counters(const TrainCounters& counters, const TrainLoopParts& parts) {
+  nlohmann::json blob = {{"step", counters.step},
+                         {"policy_version", counters.policy_version},
+                         {"next_serial", counters.next_serial},
+                         {"optimizer_steps", parts.optimizer->num_steps()},
+                         {"kl_coef", parts.algorithm->kl_coef()}};
+  if (parts.critic_optimizer != nullptr) blob["critic_optimizer_steps"] = parts.critic_optimizer->num_steps();
   return blob.dump();
 }
 
-TrainCounters load_counters(const std::string& text, AdamW& optimizer, Algorithm& algorithm) {
+TrainCounters load_counters(const std::string& text, const TrainLoopParts& parts) {
   try {
     const nlohmann::json blob = nlohmann::json::parse(text);
-    optimizer.set_num_steps(blob.at("optimizer_steps").get<int64_t>());
+    parts.optimizer->set_num_steps(blob.at("optimizer_steps").get<int64_t>());
+    if (parts.critic_optimizer != nullptr)
+      parts.critic_optimizer->set_num_steps(blob.at("critic_optimizer_steps").get<int64_t>());
     // A fixed coefficient is the configuration's, which may have been changed for the resumed run.
-    if (algorithm.settings().kl_ctrl.type == KlCtrlType::kAdaptive)
-      algorithm.set_kl_coef(blob.at("kl_coef").get<double>());
+    if (parts.algorithm->settings().kl_ctrl.type == KlCtrlType::kAdaptive)
+      parts.algorithm->set_kl_coef(blob.at("kl_coef").get<double>());
     return {blob.at("step").get<int64_t>(), blob.at("policy_version").get<int64_t>(),
             blob.at("next_serial").get<int64_t>()};
   } catch (const nlohmann::json::exception& error) {

@@ -110,8 +110,7 @@ TEST(ModelConfig, UnsupportedModelsAreRefusedWithWhatIsSupported) {
   EXPECT_THAT(message_of(minimal("mistral", "MistralForCausalLM")),
               AllOf(HasSubstr("config.json"), HasSubstr("MistralForCausalLM"), HasSubstr("'mistral'"),
                     HasSubstr("LlamaForCausalLM"), HasSubstr("Qwen3ForCausalLM"), HasSubstr("choose such a model")));
-  EXPECT_THAT(message_of(minimal("llama", "LlamaForSequenceClassification")),
-              HasSubstr("LlamaForSequenceClassification"));
+  EXPECT_THAT(message_of(minimal("llama", "LlamaForTokenClassification")), HasSubstr("LlamaForTokenClassification"));
   EXPECT_THAT(message_of({{"vocab_size", 3}}), HasSubstr("is not supported"));
   EXPECT_THAT(message_of(with(llama(), "hidden_act", "gelu")),
               AllOf(HasSubstr("hidden_act is 'gelu'"), HasSubstr("silu")));

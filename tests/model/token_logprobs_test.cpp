@@ -53,6 +53,30 @@ TEST(TokenLogprobs, ValuesAndGradientsAreThoseOfLogSoftmaxInF64) {
             1e-5 * exact_weight.grad().abs().max().item<double>());
 }
 
+TEST(TokenLogprobs, EntropiesAreDifferentiableWhereAskedFor) {
+  const double temperature = 1.4;
+  const Case given = make_case(21, 4099);
+  const at::Tensor entropy_grad = given.grad.flip(0);
+  at::Tensor weight_grad = at::zeros_like(given.weight);
+  LinearWeights head;
+  head.load(given.weight, {}, at::kFloat, true);
+  head.weight_grad = weight_grad;
+  at::Tensor hidden = given.hidden.clone().requires_grad_(true);
+  const TokenLogprobs got = token_logprobs(hidden, given.targets, head, temperature, /*entropy_gradient=*/true);
+  (got.logprobs * given.grad + got.entropies * entropy_grad).sum().backward();
+
+  at::Tensor exact_hidden = given.hidden.to(at::kDouble).requires_grad_(true);
+  at::Tensor exact_weight = given.weight.to(at::kDouble).requires_grad_(true);
+  const at::Tensor log_softmax = at::log_softmax(at::matmul(exact_hidden, exact_weight.t()) / temperature, 1);
+  const at::Tensor wanted = log_softmax.gather(1, given.targets.unsqueeze(1)).squeeze(1);
+  const at::Tensor entropy = -(log_softmax.exp() * log_softmax).sum(1);
+  (wanted * given.grad.to(at::kDouble) + entropy * entropy_grad.to(at::kDouble)).sum().backward();
+  EXPECT_LE((hidden.grad() - exact_hidden.grad()).abs().max().item<double>(),
+            2e-5 * exact_hidden.grad().abs().max().item<double>());
+  EXPECT_LE((weight_grad - exact_weight.grad()).abs().max().item<double>(),
+            2e-5 * exact_weight.grad().abs().max().item<double>());
+}
+
 TEST(TokenLogprobs, WithoutGradientTheValuesAreTheSameBits) {
   const Case given = make_case(11, 4099);
   LinearWeights head;

@@ -7,7 +7,7 @@
 
 #include "core/rng.h"
 #include "model/initialize.h"
-#include "trainer/policy.h"
+#include "trainer/trainer_model.h"
 
 namespace temper {
 namespace {
@@ -63,7 +63,7 @@ struct Passed {
 
 // The gradient of a weighted sum of all log-probabilities.
 Passed run(const StepBatch& batch, const std::vector<MicroBatch>& micro_batches) {
-  Policy policy = Policy::trainable(tiny_model(), at::kFloat);
+  const TrainerModel policy = TrainerModel::trainable(tiny_model(), at::kFloat);
   const std::vector<int64_t> offsets = batch.loss.offsets();
   const at::Tensor weights = at::arange(1, batch.num_completion_tokens + 1).to(at::kFloat).cos();
   Passed passed;
@@ -71,7 +71,7 @@ Passed run(const StepBatch& batch, const std::vector<MicroBatch>& micro_batches)
   for (const MicroBatch& micro : micro_batches) {
     std::vector<at::Tensor> parts;
     for (const int64_t i : micro.completions) parts.push_back(weights.slice(0, offsets[i], offsets[i + 1]));
-    const at::Tensor logprobs = policy.logprobs(micro, 1.3).logprobs;
+    const at::Tensor logprobs = policy.logprobs(policy.hidden(micro), micro, 1.3).logprobs;
     (logprobs * at::cat(parts)).sum().backward();
     int64_t from = 0;
     for (const int64_t i : micro.completions) {
@@ -100,14 +100,14 @@ TEST(Packing, SharedPromptsGiveTheGradientsOfRepeatedOnes) {
 
 TEST(Packing, GradientsDoNotDependOnTheTokenBudget) {
   const StepBatch batch = make_batch();
-  const Passed whole = run(batch, pack_micro_batches(batch, all_of(batch), 10000));
+  const Passed whole = run(batch, pack_micro_batches(batch, all_of(batch), {.max_tokens = 10000}));
   for (const int64_t budget : {1, 12, 20, 33, 50}) {
-    const auto micro_batches = pack_micro_batches(batch, all_of(batch), budget);
+    const auto micro_batches = pack_micro_batches(batch, all_of(batch), {.max_tokens = budget});
     EXPECT_LE(relative_difference(run(batch, micro_batches).gradients, whole.gradients), 1e-5) << "budget " << budget;
     std::vector<int64_t> seen;
     for (const MicroBatch& micro : micro_batches) {
       seen.insert(seen.end(), micro.completions.begin(), micro.completions.end());
-      if (micro.completions.size() > 1) EXPECT_LE(micro.token_ids.numel(), std::max<int64_t>(budget, 12));
+      if (micro.completions.size() > 1) EXPECT_LE(micro.packed.token_ids.numel(), std::max<int64_t>(budget, 12));
     }
     std::sort(seen.begin(), seen.end());
     EXPECT_EQ(seen, all_of(batch));
@@ -125,12 +125,12 @@ TEST(Packing, LaysEachPromptOnceAndPointsTargetsAtTheRowBefore) {
   const auto equals = [](const at::Tensor& got, std::vector<int64_t> wanted) {
     return at::equal(got, at::tensor(wanted, at::kLong));
   };
-  EXPECT_TRUE(equals(micro.token_ids, {7, 8, 10, 11}));
-  EXPECT_TRUE(equals(micro.positions, {0, 1, 2, 3}));
-  EXPECT_TRUE(equals(micro.rows, {1, 2, 3, 1}));
-  EXPECT_TRUE(equals(micro.targets, {10, 11, 12, 20}));
-  ASSERT_EQ(micro.segments.size(), 2u);  // the second completion has no row of its own
-  EXPECT_EQ(micro.segments[1].prefix_end, 2);
+  EXPECT_TRUE(equals(micro.packed.token_ids, {7, 8, 10, 11}));
+  EXPECT_TRUE(equals(micro.packed.positions, {0, 1, 2, 3}));
+  EXPECT_TRUE(equals(micro.packed.rows, {1, 2, 3, 1}));
+  EXPECT_TRUE(equals(micro.packed.targets, {10, 11, 12, 20}));
+  ASSERT_EQ(micro.packed.segments.size(), 2u);  // the second completion has no row of its own
+  EXPECT_EQ(micro.packed.segments[1].prefix_end, 2);
 }
 
 TEST(Packing, MicroBatchesAreBalanced) {
@@ -142,9 +142,9 @@ TEST(Packing, MicroBatchesAreBalanced) {
     groups[g].completions[0].token_ids.assign(g % 2 == 0 ? 91 : 11, 2);
   }
   const StepBatch batch = build_step_batch(std::move(groups), {});
-  const auto micro_batches = pack_micro_batches(batch, all_of(batch), 250);
+  const auto micro_batches = pack_micro_batches(batch, all_of(batch), {.max_tokens = 250});
   ASSERT_EQ(micro_batches.size(), 2u);
-  for (const MicroBatch& micro : micro_batches) EXPECT_EQ(micro.token_ids.numel(), 240);
+  for (const MicroBatch& micro : micro_batches) EXPECT_EQ(micro.packed.token_ids.numel(), 240);
 }
 
 TEST(StepBatch, FailedCompletionsLeaveTheirGroup) {

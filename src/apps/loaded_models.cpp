@@ -1,0 +1,97 @@
+#include "apps/loaded_models.h"
+
+#include "config/stage_models.h"
+#include "core/error.h"
+#include "core/hash.h"
+
+namespace temper {
+namespace {
+
+std::string identity_of(const LoadedModel& model) {
+  const at::Tensor& flat = model.parameters.flat();
+  return xxh3_128_hex(flat.const_data_ptr(), flat.nbytes());
+}
+
+AdamWSettings adamw_settings(const OptimSection& optim) {
+  return {optim.betas[0], optim.betas[1], optim.eps, optim.weight_decay};
+}
+
+// A model beside the policy, which reads the same token ids.
+LoadedModel load_companion(const char* key, const std::string& path, const ModelConfig& policy) {
+  LoadedModel model = load_model(path);
+  if (model.config.vocab_size != policy.vocab_size)
+    throw ConfigError("{} = {}: its vocabulary has {} rows, the policy's {}. Use a model of the same family.", key,
+                      path, model.config.vocab_size, policy.vocab_size);
+  return model;
+}
+
+LoadedModel language_model(const char* key, const std::string& path, const ModelConfig& policy) {
+  LoadedModel model = load_companion(key, path, policy);
+  if (!model.config.lm_head)
+    throw ConfigError("{} = {}: it is a {}, which generates nothing. Use a …ForCausalLM directory.", key, path,
+                      architecture_name(model.config));
+  return model;
+}
+
+// The heads that the stage trains on the body it starts from.
+LoadedModel with_stage_heads(LoadedModel start, const StageConfig& stage, const std::string& path) {
+  if (makes_reward_model(stage)) return with_heads(start, /*lm_head=*/false, /*value_head=*/true);
+  if (!start.config.lm_head)
+    throw ConfigError("model.path = {}: it is a {}, which generates nothing. Use a …ForCausalLM directory.", path,
+                      architecture_name(start.config));
+  if (stage.algo.needs_critic() && stage.critic.shared_backbone) return with_heads(start, true, true);
+  return start;
+}
+
+}  // namespace
+
+TrainerModel* StageModels::critic(const StageConfig& stage) {
+  if (!stage.algo.needs_critic()) return nullptr;
+  return own_critic ? &*own_critic : &*policy;
+}
+
+ModelConfig StageModels::exported_config(const StageConfig& stage) const {
+  ModelConfig config = policy->config();
+  config.value_head = makes_reward_model(stage);
+  return config;
+}
+
+StageModels load_stage_models(const StageConfig& stage, const std::string& start) {
+  StageModels models;
+  const at::ScalarType compute = compute_dtype(stage.run.dtype);
+  ModelSource source = start.empty() ? make_new_model(stage.model.init, stage.run.seed) : load_model_source(start);
+  models.tokenizer = std::move(source.tokenizer);
+  models.chat = std::move(source.chat);
+  const ModelConfig shape = source.model.config;
+  if (shape.vocab_size < models.tokenizer->vocab_size())
+    throw ConfigError("{}: the tokenizer has {} ids, the model {} rows. They do not belong together.", start,
+                      models.tokenizer->vocab_size(), shape.vocab_size);
+  if (stage.algo.distill_top_k > shape.vocab_size)
+    throw ConfigError("algo.distill_top_k = {} exceeds the vocabulary of {}. Lower it, or set 0 for all.",
+                      stage.algo.distill_top_k, shape.vocab_size);
+
+  const auto freeze = [&](const char* name, LoadedModel model) {
+    models.identities[name] = identity_of(model);
+    return TrainerModel::frozen(std::move(model), compute);
+  };
+  if (stage.algo.needs_reference())
+    models.reference.emplace(freeze(
+        "reference", stage.model.reference.empty() ? source.model  // shares the masters for a moment
+                                                   : language_model("model.reference", stage.model.reference, shape)));
+  if (stage.algo.needs_teacher())
+    models.teacher.emplace(freeze("teacher", language_model("model.teacher", stage.model.teacher, shape)));
+  if (stage.algo.needs_critic() && !stage.critic.shared_backbone) {
+    const LoadedModel body =
+        stage.critic.path.empty() ? source.model : load_companion("critic.path", stage.critic.path, shape);
+    models.own_critic.emplace(
+        TrainerModel::trainable(with_heads(body, /*lm_head=*/false, /*value_head=*/true), compute));
+    models.own_critic->set_recompute(stage.train.recompute);
+    models.critic_optimizer = std::make_unique<AdamW>(models.own_critic->parameters(), adamw_settings(stage.optim));
+  }
+  models.policy.emplace(TrainerModel::trainable(with_stage_heads(std::move(source.model), stage, start), compute));
+  models.policy->set_recompute(stage.train.recompute);
+  models.optimizer = std::make_unique<AdamW>(models.policy->parameters(), adamw_settings(stage.optim));
+  return models;
+}
+
+}  // namespace temper

@@ -1,0 +1,32 @@
+#include "apps/rollout_stack.h"
+
+#include "apps/model_source.h"
+#include "rollout/reward_pool.h"
+
+namespace temper {
+namespace {
+
+EngineOptions engine_options(const RolloutSection& rollout) {
+  EngineOptions options;
+  options.max_num_seqs = rollout.max_num_seqs;
+  options.kv_cache_memory_bytes = rollout.kv_cache_memory << 20;  // MiB
+  options.block_size = rollout.block_size;
+  options.enable_prefix_sharing = rollout.enable_prefix_sharing;
+  options.enable_chunked_prefill = rollout.enable_chunked_prefill;
+  return options;
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage, const std::optional<Task>& task) {
+  return make_rewards(stage.reward, task ? &*task : nullptr, compute_dtype(stage.run.dtype));
+}
+
+RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer, const StageConfig& stage,
+                           const std::vector<std::unique_ptr<Reward>>& rewards)
+    : engine_(model, tokenizer, engine_options(stage.rollout)),
+      source_(engine_, [&rewards, timeout_s = stage.reward.timeout_s](RolloutGroup& group) {
+        score_group(rewards, group, timeout_s);
+      }) {}
+
+}  // namespace temper

@@ -1,0 +1,90 @@
+#include "model/logits_loss.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
+
+#include "core/error.h"
+
+namespace temper {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kRows = 64;  // of logits alive at once
+
+// What a backward pass needs again. The heads belong to models that outlive the graph.
+struct Problem : torch::CustomClassHolder {
+  const LinearWeights* head;
+  const LinearWeights* teacher_head;
+  LogitsLoss loss;
+};
+
+template <class Function>
+void for_each_piece(int64_t rows, Function function) {
+  for (int64_t begin = 0; begin < rows; begin += kRows) function(begin, std::min(kRows, rows - begin));
+}
+
+at::Tensor logits_of(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t rows) {
+  return head.forward.multiply(hidden.narrow(0, begin, rows), at::kFloat);
+}
+
+at::Tensor compute(const at::Tensor& hidden, const at::Tensor& teacher_hidden, const Problem& problem) {
+  const at::NoGradGuard no_grad;
+  at::Tensor result = at::empty({hidden.size(0)}, at::kFloat);
+  for_each_piece(hidden.size(0), [&](int64_t begin, int64_t rows) {
+    result.narrow(0, begin, rows)
+        .copy_(problem.loss(logits_of(hidden, *problem.head, begin, rows),
+                            logits_of(teacher_hidden, *problem.teacher_head, begin, rows)));
+  });
+  return result;
+}
+
+struct Loss : torch::autograd::Function<Loss> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& teacher_hidden,
+                            const c10::intrusive_ptr<Problem>& problem) {
+    context->save_for_backward({hidden, teacher_hidden});
+    context->saved_data["problem"] = c10::IValue::make_capsule(problem);
+    return compute(hidden, teacher_hidden, *problem);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &hidden = saved[0], &teacher_hidden = saved[1];
+    const auto problem = c10::static_intrusive_pointer_cast<Problem>(context->saved_data["problem"].toCapsule());
+    const at::Tensor grad = grads[0].to(at::kFloat);
+    at::Tensor hidden_grad = at::zeros(hidden.sizes(), at::kFloat);
+    for_each_piece(hidden.size(0), [&](int64_t begin, int64_t rows) {
+      at::Tensor logits = logits_of(hidden, *problem->head, begin, rows).requires_grad_(true);
+      const at::Tensor teacher_logits = logits_of(teacher_hidden, *problem->teacher_head, begin, rows);
+      {
+        const at::AutoGradMode record(true);
+        problem->loss(logits, teacher_logits).backward(grad.narrow(0, begin, rows));
+      }
+      const at::Tensor dlogits = logits.grad().to(hidden.scalar_type());
+      at::Tensor weight_grad = problem->head->weight_grad, part = hidden_grad.narrow(0, begin, rows);
+      accumulate_outer_product(dlogits, hidden.narrow(0, begin, rows), weight_grad);
+      problem->head->backward.multiply_add(dlogits, part);
+    });
+    return {hidden_grad.to(hidden.scalar_type()), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+at::Tensor logits_loss(const at::Tensor& hidden, const LinearWeights& head, const at::Tensor& teacher_hidden,
+                       const LinearWeights& teacher_head, LogitsLoss loss) {
+  TEMPER_CHECK(hidden.size(0) == teacher_hidden.size(0), "{} rows of the student, {} of the teacher", hidden.size(0),
+               teacher_hidden.size(0));
+  TEMPER_CHECK(head.forward.num_outputs() == teacher_head.forward.num_outputs(), "vocabularies of {} and {}",
+               head.forward.num_outputs(), teacher_head.forward.num_outputs());
+  auto problem = c10::make_intrusive<Problem>();
+  problem->head = &head;
+  problem->teacher_head = &teacher_head;
+  problem->loss = std::move(loss);
+  if (!at::GradMode::is_enabled() || !hidden.requires_grad()) return compute(hidden, teacher_hidden, *problem);
+  return Loss::apply(hidden, teacher_hidden, problem);
+}
+
+}  // namespace temper
