@@ -10,7 +10,7 @@
 namespace temper {
 namespace {
 
-constexpr double kPairsHeldOut = 0.05;  // of a generated task's
+constexpr size_t kPairsHeldOut = 20;  // one in so many of a generated task's
 
 DatasetOptions dataset_options(const DataSection& data, bool training) {
   DatasetOptions options;
@@ -123,9 +123,9 @@ TrainingData::TrainingData(const StageConfig& stage, const PromptEncoder& encode
     : stage_(stage), generated_(task.has_value()) {
   const DataSection& data = stage.data;
   const int64_t longest = stage.train.max_tokens_per_micro_batch;
-  const auto keep = [&](const auto& dataset, double held_out_share) {
+  const auto keep = [&](const auto& dataset) {
     hash_ = dataset.hash();
-    keep_examples(groups_of(dataset), dataset.prompt_texts(), held_out_share);
+    keep_examples(groups_of(dataset), dataset.prompt_texts());
     if (!examples_.empty()) return;
     throw ConfigError(
         "data.path = {}: no example is left to train on ({} were longer than data.max_prompt_length = {} or "
@@ -134,12 +134,10 @@ TrainingData::TrainingData(const StageConfig& stage, const PromptEncoder& encode
   };
   if (stage.algo.trains_on_pairs()) {
     keep(task ? PreferenceDataset::of_pairs(task->name(), task->preference_pairs(), encoder)
-              : PreferenceDataset::load(data.path, dataset_options(data, true), encoder, longest),
-         task ? kPairsHeldOut : data.held_out_share);
+              : PreferenceDataset::load(data.path, dataset_options(data, true), encoder, longest));
   } else if (!stage.algo.trains_on_rollouts()) {
     keep(task ? SftDataset::of_problems(task->name(), task->worked_problems(), encoder)
-              : SftDataset::load(data.path, dataset_options(data, true), encoder, longest),
-         task ? 0 : data.held_out_share);
+              : SftDataset::load(data.path, dataset_options(data, true), encoder, longest));
   } else if (task) {
     prompts_.emplace(*task, encoder);
     hash_ = prompts_->hash();
@@ -151,10 +149,15 @@ TrainingData::TrainingData(const StageConfig& stage, const PromptEncoder& encode
   }
 }
 
-void TrainingData::keep_examples(std::vector<RolloutGroup> all, const std::vector<std::string>& texts,
-                                 double held_out_share) {
+void TrainingData::keep_examples(std::vector<RolloutGroup> all, const std::vector<std::string>& texts) {
+  // A task's worked problems are none of those that evaluation asks; of its pairs some are kept to compare on.
+  const bool pairs = stage_.algo.trains_on_pairs();
+  const auto is_out = [&](size_t i) {
+    if (generated_) return pairs && i % kPairsHeldOut == kPairsHeldOut - 1;
+    return is_held_out(texts[i], stage_.data.held_out_share);
+  };
   for (size_t i = 0; i < all.size(); ++i) {
-    if (is_held_out(texts[i], held_out_share)) {
+    if (is_out(i)) {
       held_out_.push_back(std::move(all[i]));
       held_out_.back().prompt.serial = static_cast<int64_t>(held_out_.size()) - 1;
     } else {

@@ -35,7 +35,7 @@ class TrainingData {
   const std::string& hash() const { return hash_; }
 
  private:
-  void keep_examples(std::vector<RolloutGroup> all, const std::vector<std::string>& texts, double held_out_share);
+  void keep_examples(std::vector<RolloutGroup> all, const std::vector<std::string>& texts);
 
   StageConfig stage_;
   std::string hash_;
