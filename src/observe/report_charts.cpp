@@ -93,6 +93,24 @@ Extremes extremes(const std::vector<double>& values) {
   return found;
 }
 
+Extremes extremes(const std::vector<ChartSeries>& all) {
+  Extremes found;
+  for (const ChartSeries& series : all) {
+    const Extremes part = extremes(series.y);
+    found.count += part.count;
+    found.low = std::min(found.low, part.low);
+    found.high = std::max(found.high, part.high);
+  }
+  return found;
+}
+
+// Where an axis of shares ends: at all, unless that would press a hard task's few per cent onto the bottom.
+double share_axis(double highest) {
+  for (const double end : {0.05, 0.1, 0.2, 0.5})
+    if (highest <= 0.8 * end) return end;
+  return 1;
+}
+
 bool always_zero(const std::vector<double>& values) {
   const Extremes found = extremes(values);
   return found.low == 0 && found.high == 0;
@@ -205,13 +223,8 @@ ChartCard draw(const Panel& panel, const StageLog& stage, const std::vector<std:
     add_untimed(card, stage);
   }
   if (panel.style & kPercent) {
-    Extremes all;
-    for (const ChartSeries& series : card.chart.series) {
-      const Extremes found = extremes(series.y);
-      all.low = std::min(all.low, found.low);
-      all.high = std::max(all.high, found.high);
-    }
-    if ((panel.style & kMarkers) && all.low >= 0 && all.high <= 1) card.chart.y_range = {0.0, 1.0};
+    const Extremes all = extremes(card.chart.series);
+    if ((panel.style & kMarkers) && all.low >= 0 && all.high <= 1) card.chart.y_range = {0.0, share_axis(all.high)};
   }
   int64_t bucket = 1;
   for (ChartSeries& series : card.chart.series) bucket = std::max(bucket, thin_out(series, kMaxPoints));
@@ -269,7 +282,6 @@ Chart learning_curve(const RunLog& run) {
   Chart chart;
   chart.title = run.name + ": held-out accuracy";
   chart.percent = true;
-  chart.y_range = {0.0, 1.0};
   chart.width = 1240;
   chart.height = 330;
   chart.whole_x = false;
@@ -316,6 +328,8 @@ Chart learning_curve(const RunLog& run) {
   const Extremes range = extremes(reward.y);
   if (range.count > 0 && range.low >= 0 && range.high <= 1) chart.series.push_back(std::move(reward));
   for (ChartSeries& series : accuracies) chart.series.push_back(std::move(series));
+  const Extremes shares = extremes(chart.series);
+  chart.y_range = {0.0, shares.count > 0 ? share_axis(shares.high) : 1.0};
   if (accuracies.empty()) chart.title = run.name + ": training reward";
 
   const double unit = now < 180 ? 1 : now < 3 * 3600 ? 60 : 3600;

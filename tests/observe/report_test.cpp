@@ -198,6 +198,14 @@ TEST_F(Report, TheLearningCurveLeavesThePauseBeforeAResumedRunOut) {
   EXPECT_EQ(chart.spans[0].end, 5);  // 4 accounted for, then 1 on the clock
 }
 
+TEST_F(Report, TheLearningCurveOfAHardTaskFillsItsAxis) {
+  metric("sft", 0, {{"eval/gsm8k/accuracy", 0.02}});
+  metric("sft", 9, {{"eval/gsm8k/accuracy", 0.05}});
+  EXPECT_EQ(learning_curve(read_run(dir_)).y_range, std::pair(0.0, 0.1));
+  metric("sft", 12, {{"eval/gsm8k/accuracy", 0.45}});
+  EXPECT_EQ(learning_curve(read_run(dir_)).y_range, std::pair(0.0, 1.0));
+}
+
 TEST_F(Report, ALongRunStaysASmallPage) {
   std::string lines;
   for (int step = 1; step <= 20000; ++step)
