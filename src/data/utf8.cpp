@@ -47,6 +47,15 @@ size_t valid_utf8_prefix(std::string_view bytes) {
   return at;
 }
 
+size_t begun_utf8_suffix(std::string_view bytes) {
+  for (size_t length = std::min<size_t>(3, bytes.size()); length > 0; --length) {
+    const std::string_view end = bytes.substr(bytes.size() - length);
+    const auto lead = static_cast<unsigned char>(end[0]);
+    if (lead >= 0xC2 && lead <= 0xF4 && scan_character(end) == -static_cast<int>(length)) return length;
+  }
+  return 0;
+}
+
 std::string to_valid_utf8(std::string_view bytes) {
   std::string out;
   out.reserve(bytes.size());

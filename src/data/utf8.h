@@ -10,6 +10,8 @@ namespace temper {
 std::string to_valid_utf8(std::string_view bytes);
 // Length of the longest prefix that is valid UTF-8.
 size_t valid_utf8_prefix(std::string_view bytes);
+// Length of the begun character at the end that further bytes may complete; 0 where there is none.
+size_t begun_utf8_suffix(std::string_view bytes);
 
 // Code point and length in bytes of the first character. REQUIRES: valid UTF-8, not empty.
 std::pair<char32_t, size_t> first_character(std::string_view text);

@@ -109,6 +109,7 @@ void Engine::submit(GenerationRequest request) {
 }
 
 std::vector<GenerationResult> Engine::step() {
+  step_tokens_.clear();
   if (idle()) return {};
   const Stopwatch clock;
   const std::vector<ScheduledSequence> plan = scheduler_.schedule();
@@ -246,6 +247,13 @@ void Engine::append(Sequence& sequence, const DrawnToken& token) {
                     sequence.length() >= model_.config().max_position_embeddings;
   sequence.finished = end_token || stop_string || full;
   completion.finish_reason = end_token || stop_string ? FinishReason::kStop : FinishReason::kLength;
+  step_tokens_.push_back({.id = group.request.id,
+                          .completion = sequence.index,
+                          .token_id = token.token_id,
+                          .logprob = token.logprob,
+                          .is_text = !end_token && !tokenizer_.is_special(token.token_id),
+                          .finished = sequence.finished,
+                          .finish_reason = completion.finish_reason});
 }
 
 // Takes the finished sequences out and returns the groups that are complete with them.

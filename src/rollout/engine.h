@@ -55,6 +55,9 @@ class Engine {
   // engine is of no use then.
   std::vector<GenerationResult> step();
 
+  // What the last step() drew.
+  const std::vector<StepToken>& step_tokens() const { return step_tokens_; }
+
   bool idle() const { return groups_.empty(); }
 
   // Takes a request out and hands back its completions as they are: unfinished ones are kAborted. Empty: no such
@@ -87,6 +90,7 @@ class Engine {
   BlockPool pool_;
   Scheduler scheduler_;
   std::unordered_map<int64_t, std::unique_ptr<Group>> groups_;  // by request id
+  std::vector<StepToken> step_tokens_;
   EngineStats stats_;
   int64_t num_sequence_steps_ = 0;
 };

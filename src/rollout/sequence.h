@@ -30,6 +30,17 @@ struct GenerationResult {
   double seconds = 0;                                // from submit() to the last token of the group
 };
 
+// A token that the last step drew, for those who show completions while they grow.
+struct StepToken {
+  int64_t id = 0;          // the request's
+  int32_t completion = 0;  // index in the group
+  int32_t token_id = 0;
+  float logprob = 0;                                 // at temperature 1
+  bool is_text = true;                               // false: a special token, or the one that ended the completion
+  bool finished = false;                             // the completion's last
+  FinishReason finish_reason = FinishReason::kStop;  // once finished
+};
+
 struct Group;
 
 struct Sequence {
