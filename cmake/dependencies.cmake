@@ -6,6 +6,9 @@ find_package(nlohmann_json REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+if(TEMPER_WITH_TORCH)  # for temper serve; its flags change the types' layout, so they come from the package
+  pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
+endif()
 
 if(TEMPER_WITH_TORCH)
   list(APPEND CMAKE_PREFIX_PATH "${TEMPER_TORCH}/share/cmake")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is too long for every change: tsan on the torch-free folders, the cuda build (needs no GPU), tests labelled gpu where a
-# GPU is, tokenizer and transformers parity on the real model, the quickstart. Each part says whether it ran; record the
-# result with its date in docs/reliability.md.
+# GPU is, tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether
+# it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
@@ -34,6 +34,7 @@ fi
 part "fetch SmolLM2-135M-Instruct" scripts/fetch_smollm2.sh
 part "tokenizer parity on the real model" .deps/python/bin/python tests/support/compare_tokenizer.py
 part "transformers parity" .deps/python/bin/python tests/support/compare_transformers.py --temper build/release/temper --model models/SmolLM2-135M-Instruct
+part "temper serve with the openai client" .deps/python/bin/python tests/support/openai_client.py --temper build/release/temper --model models/SmolLM2-135M-Instruct
 part "quickstart" scripts/quickstart.sh --checkpoint.resume=never
 
 printf '\n[nightly] summary\n'

@@ -10,6 +10,7 @@ std::span<const Command> commands() {
       {"generate", "completions of prompts, with token ids and log-probabilities", run_generate},
       {"score", "log-probabilities of given tokens or texts", run_score},
       {"tokenize", "lines on standard input to token ids, and back", run_tokenize},
+      {"serve", "the OpenAI chat and completions API", run_serve},
       {"loss", "loss, gradients and metrics of any [algo] setting on given numbers", run_loss},
       {"report", "one HTML page of a run: curves, throughput, completions", run_report},
       {"checkpoint", "lists, describes and verifies checkpoints", run_checkpoint},

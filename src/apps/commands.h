@@ -19,6 +19,7 @@ int run_eval(int argc, char** argv);
 int run_generate(int argc, char** argv);
 int run_score(int argc, char** argv);
 int run_tokenize(int argc, char** argv);
+int run_serve(int argc, char** argv);
 int run_loss(int argc, char** argv);
 int run_report(int argc, char** argv);
 int run_checkpoint(int argc, char** argv);

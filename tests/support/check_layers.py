@@ -28,6 +28,7 @@ THIRD_PARTY = [
     (re.compile(r"^(toml\+\+|toml)"), {"config"}),
     (re.compile(r"^cxxopts"), {"config", "apps"}),
     (re.compile(r"^(hdf5|H5)"), {"checkpoint"}),
+    (re.compile(r"^httplib"), {"apps"}),
     (re.compile(r"^(mpi|nccl|zmq)"), {"comm"}),
     (re.compile(r"^(nlohmann/(?!json_fwd)|xxhash|zstd|pcre2)"), ALL),
 ]
