@@ -155,6 +155,8 @@ std::string Progress::text(bool with_bar) const {
   for (const auto& [name, value] : latest_.values)
     if (name.starts_with("eval/") && name.ends_with("/accuracy") && std::isfinite(value))
       line += temper::format("  {} {}", name.substr(5, name.size() - 14), number("%.1f%%", 100 * value));
+    else if (name.starts_with("eval/") && name.ends_with("/pair_accuracy") && std::isfinite(value))
+      line += temper::format("  pairs {}", number("%.1f%%", 100 * value));
   show("kl", "kl", "%.2g");
   show("loss", "loss", "%.3g");
   show("tokens/s", "perf/throughput", "%.0f");

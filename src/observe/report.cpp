@@ -165,13 +165,14 @@ std::string tile_html(const RunLog& run, const StageLog& stage) {
   for (const std::string& metric : stage.metrics()) {
     const auto ends = stage.first_and_last(metric);
     if (!ends) continue;
-    const bool accuracy = metric.starts_with("eval/") && metric.ends_with("/accuracy");
-    const bool bits = metric.starts_with("eval/") && metric.ends_with("/bits_per_char");
-    if (!accuracy && !bits) continue;
-    html += before_after_row(accuracy ? "accuracy, " + metric.substr(5, metric.size() - 14)
-                                      : "bits per character, " + metric.substr(5, metric.size() - 19),
-                             ends->first, ends->second, accuracy, accuracy);
-    ++rows;
+    for (const auto& [ending, label, is_share] :
+         {std::tuple{"/accuracy", "accuracy", true}, std::tuple{"/pair_accuracy", "pairs told apart", true},
+          std::tuple{"/bits_per_char", "bits per character", false}}) {
+      if (!metric.starts_with("eval/") || !metric.ends_with(ending)) continue;
+      const std::string set = metric.substr(5, metric.size() - 5 - std::string_view(ending).size());
+      html += before_after_row(format("{}, {}", label, set), ends->first, ends->second, is_share, is_share);
+      ++rows;
+    }
   }
   for (const auto& [metric, label, good] : {std::tuple{"reward", "reward", true}, std::tuple{"loss", "loss", false}}) {
     const auto ends = stage.first_and_last(metric);

@@ -218,5 +218,32 @@ TEST_F(Report, ALongRunStaysASmallPage) {
   EXPECT_THAT(html, HasSubstr("each point is the mean of 50 steps"));
 }
 
+TEST_F(Report, ShowsWhatRewardModelsAndCriticsAreJudgedBy) {
+  metric("reward_model", 0, {{"eval/add/pair_accuracy", 0.5}, {"eval/add/loss", 0.7}});
+  for (int step = 1; step <= 3; ++step)
+    metric("reward_model", step, {{"loss", 0.7 / step}, {"rewards/accuracies", 0.3 * step}, {"rewards/margins", step}});
+  metric("reward_model", 4, {{"loss", 0.1}, {"eval/add/pair_accuracy", 0.75}, {"eval/add/loss", 0.5}});
+  for (int step = 1; step <= 3; ++step)
+    metric("ppo", step,
+           {{"reward", step},
+            {"value_loss", 1.0 / step},
+            {"explained_variance", 0.2 * step},
+            {"kl", 0.1 * step},
+            {"rewards/task/mean", 0.1 * step},
+            {"rewards/model/mean", step},
+            {"teacher_kl", 2.0 / step},
+            {"critic/grad_norm", step},
+            {"grad_norm", step}});
+  const std::string html = report_html(read_run(dir_));
+  EXPECT_THAT(
+      html, HasSubstr("<td>pairs told apart, add</td><td class=\"from\">50.0% →</td><td class=\"big up\">75.0%</td>"));
+  for (const char* title :
+       {"Held-out pairs: the chosen one preferred", "Held-out loss", "Value loss of the critic",
+        "Explained variance of the returns", "KL to the reference", "Rewards by function", "Distance to the teacher"})
+    EXPECT_THAT(html, HasSubstr(title));
+  for (const char* name : {"rewards/model/mean", "rewards/task/mean", "critic/grad_norm", "rewards/margins"})
+    EXPECT_THAT(html, HasSubstr(name));
+}
+
 }  // namespace
 }  // namespace temper
