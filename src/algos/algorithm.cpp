@@ -26,8 +26,10 @@ at::Tensor bool_tensor(const std::vector<uint8_t>& values) { return at::tensor(v
 // The tables of estimators and losses behind the seam.
 class TableAlgorithm : public Algorithm {
  public:
-  TableAlgorithm(const AlgoSection& settings, const AlgoContext& context)
-      : settings_(settings), context_(context), kl_coef_(settings.kl_coef) {
+  // No row of losses where the loss compares pairs.
+  TableAlgorithm(const AlgoSection& settings, const AlgoContext& context, const EstimatorRow& estimator,
+                 const std::optional<PolicyLossRow>& loss)
+      : settings_(settings), context_(context), estimator_(estimator), loss_(loss), kl_coef_(settings.kl_coef) {
     check_context(settings_, context_);
   }
 
@@ -39,9 +41,7 @@ class TableAlgorithm : public Algorithm {
   int64_t num_filtered(const LossBatch& batch) const override {
     return compute_scores(batch, settings_, context_).groups_filtered;
   }
-  bool needs_prepare() const override {
-    return !is_preference_loss(settings_.policy_loss) && policy_loss_row(settings_.policy_loss).selects;
-  }
+  bool needs_prepare() const override { return loss_ && loss_->selects; }
   void prepare(LossBatch& mini_batch, const at::Tensor& policy_logprobs, SplitMix64* rng) const override {
     TEMPER_CHECK(mini_batch.kept.defined(), "prepare before advantages");
     if (needs_prepare()) mini_batch.selected = select_by_covariance(mini_batch, policy_logprobs, settings_, rng);
@@ -51,6 +51,8 @@ class TableAlgorithm : public Algorithm {
  private:
   const AlgoSection settings_;
   const AlgoContext context_;
+  const EstimatorRow estimator_;
+  const std::optional<PolicyLossRow> loss_;
   double kl_coef_;
 };
 
@@ -68,7 +70,7 @@ AdvantageReport TableAlgorithm::advantages(LossBatch& batch) const {
   EstimatorInput input{settings_, scores, {}, context_.reward_weights, {}, to_doubles(batch.old_values)};
   input.rewards = to_doubles(batch.rewards);
   input.baseline_rewards = to_doubles(batch.baseline_rewards);
-  EstimatorOutput output = estimator_row(settings_.adv_estimator).compute(input);
+  EstimatorOutput output = estimator_.compute(input);
   if (settings_.whitens()) whiten(output.advantages, scores);
   const std::vector<double> old = to_doubles(batch.old_logprobs), teacher = to_doubles(batch.teacher_logprobs);
   TEMPER_CHECK(settings_.distill_coef == 0 || (batch.old_logprobs.defined() && batch.teacher_logprobs.defined()),
@@ -130,11 +132,11 @@ LossResult TableAlgorithm::loss(const PolicyOutput& output, const LossBatch& bat
     TEMPER_CHECK(has_mismatch, "rollout_is needs behavior_logprobs");
     is_weights = importance_weights(old, batch.behavior_logprobs, batch.counted, segments, settings_);
   }
-  if (is_preference_loss(settings_.policy_loss)) {
+  if (!loss_) {
     const PairLoss pairs = preference_loss(output, batch, segments, settings_);
     policy_loss = pairs.loss.sum() / std::max(1.0, counts.num_groups);
     metrics.add_pairs(pairs);
-  } else if (const PolicyLossRow& row = policy_loss_row(settings_.policy_loss); row.compute != nullptr) {
+  } else if (const PolicyLossRow& row = *loss_; row.compute != nullptr) {
     TEMPER_CHECK(output.logprobs.defined(), "{} needs the policy's log-probabilities",
                  to_string(settings_.policy_loss));
     TEMPER_CHECK(!row.selects || batch.selected.defined(), "{} before prepare", to_string(settings_.policy_loss));
@@ -210,7 +212,15 @@ std::optional<double> current_kl(const AdvantageReport& report, const MetricSums
 }
 
 std::unique_ptr<Algorithm> make_algorithm(const AlgoSection& settings, const AlgoContext& context) {
-  return std::make_unique<TableAlgorithm>(settings, context);
+  const EstimatorRow& estimator = estimator_row(settings.adv_estimator);
+  if (is_preference_loss(settings.policy_loss))
+    return std::make_unique<TableAlgorithm>(settings, context, estimator, std::nullopt);
+  return std::make_unique<TableAlgorithm>(settings, context, estimator, policy_loss_row(settings.policy_loss));
+}
+
+std::unique_ptr<Algorithm> make_algorithm(const AlgoSection& settings, const AlgoContext& context,
+                                          const EstimatorRow& estimator, const PolicyLossRow& loss) {
+  return std::make_unique<TableAlgorithm>(settings, context, estimator, loss);
 }
 
 }  // namespace temper

@@ -19,6 +19,9 @@
 
 namespace temper {
 
+struct EstimatorRow;   // algos/advantage.h
+struct PolicyLossRow;  // algos/policy_loss.h
+
 struct AdvantageReport {
   std::vector<std::pair<std::string, double>> metrics;  // of the whole batch, final
   std::optional<double> kl;  // kl_placement reward: the mean over completions of their mean k
@@ -63,5 +66,10 @@ class Algorithm {
 std::optional<double> current_kl(const AdvantageReport& report, const MetricSums& metrics);
 
 std::unique_ptr<Algorithm> make_algorithm(const AlgoSection& settings, const AlgoContext& context);
+
+// With the given rows in place of the tables': a loss or an estimator that is no word of the configuration (yet). What
+// the batch must bring is still decided by settings. docs/adding_an_algorithm.md.
+std::unique_ptr<Algorithm> make_algorithm(const AlgoSection& settings, const AlgoContext& context,
+                                          const EstimatorRow& estimator, const PolicyLossRow& loss);
 
 }  // namespace temper
