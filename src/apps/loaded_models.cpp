@@ -59,6 +59,8 @@ ModelConfig StageModels::exported_config(const StageConfig& stage) const {
 StageModels load_stage_models(const StageConfig& stage, const std::string& start) {
   StageModels models;
   const at::ScalarType compute = compute_dtype(stage.run.dtype);
+  if (uses_reward_model(stage) && stage.algo.trains_on_rollouts())
+    models.identities["reward.model"] = identity_of(load_model(stage.reward.model));
   ModelSource source = start.empty() ? make_new_model(stage.model.init, stage.run.seed) : load_model_source(start);
   models.tokenizer = std::move(source.tokenizer);
   models.chat = std::move(source.chat);
@@ -70,16 +72,17 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
     throw ConfigError("algo.distill_top_k = {} exceeds the vocabulary of {}. Lower it, or set 0 for all.",
                       stage.algo.distill_top_k, shape.vocab_size);
 
-  const auto freeze = [&](const char* name, LoadedModel model) {
-    models.identities[name] = identity_of(model);
+  const auto freeze = [&](const char* key, LoadedModel model) {
+    models.identities[key] = identity_of(model);
     return TrainerModel::frozen(std::move(model), compute);
   };
   if (stage.algo.needs_reference())
-    models.reference.emplace(freeze(
-        "reference", stage.model.reference.empty() ? source.model  // shares the masters for a moment
-                                                   : language_model("model.reference", stage.model.reference, shape)));
+    models.reference.emplace(
+        freeze("model.reference", stage.model.reference.empty()
+                                      ? source.model  // shares the masters for a moment
+                                      : language_model("model.reference", stage.model.reference, shape)));
   if (stage.algo.needs_teacher())
-    models.teacher.emplace(freeze("teacher", language_model("model.teacher", stage.model.teacher, shape)));
+    models.teacher.emplace(freeze("model.teacher", language_model("model.teacher", stage.model.teacher, shape)));
   if (stage.algo.needs_critic() && !stage.critic.shared_backbone) {
     const LoadedModel body =
         stage.critic.path.empty() ? source.model : load_companion("critic.path", stage.critic.path, shape);

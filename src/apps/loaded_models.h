@@ -20,7 +20,7 @@ struct StageModels {
   std::optional<TrainerModel> own_critic;  // without a shared backbone
   std::optional<TrainerModel> reference, teacher;
   std::unique_ptr<AdamW> optimizer, critic_optimizer;
-  std::map<std::string, std::string> identities;  // "reference" → hash of its weights, and so on
+  std::map<std::string, std::string> identities;  // "model.reference" → hash of its weights, and so on
 
   TrainerModel* critic(const StageConfig& stage);  // null where [algo] needs none
   // What the stage hands on: the trained model without a value head that it shares with a critic.

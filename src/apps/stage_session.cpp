@@ -43,6 +43,7 @@ struct StageSession::Parts {
   void load_data();
   void warn_of_overlap() const;
   bool is_teachers(int64_t serial) const;
+  double teachers_part(const StepBatch& batch) const;
   std::vector<RolloutGroup> take_groups(int64_t first, int64_t count);
   std::vector<RolloutGroup> generate(RolloutStack& stack, const std::vector<Prompt>& prompts);
   TrainLoopParts loop_parts();
@@ -59,6 +60,22 @@ void check_supported(const StageConfig& stage) {
         "rollout.dtype = {} differs from run.dtype = {}: rollouts and training share one copy of the weights. Leave "
         "rollout.dtype out.",
         to_string(*stage.rollout.dtype), to_string(stage.run.dtype));
+}
+
+void refuse_other_frozen_models(int64_t step, const std::string& kept,
+                                const std::map<std::string, std::string>& identities) {
+  auto before = nlohmann::json::parse(kept).get<std::map<std::string, std::string>>();
+  std::map<std::string, std::string> now = identities;
+  for (const auto& [key, hash] : now) before.try_emplace(key, "none");
+  for (const auto& [key, hash] : before) {
+    now.try_emplace(key, "none");
+    if (now[key] != hash)
+      throw ConfigError(
+          "the checkpoint of step {} was trained beside another {} (weights {}, now {}). Restore that model or "
+          "setting, "
+          "or start afresh with --checkpoint.resume=never.",
+          step, key, hash, now[key]);
+  }
 }
 
 }  // namespace
@@ -147,6 +164,13 @@ bool StageSession::Parts::is_teachers(int64_t serial) const {
          uniform_draw({static_cast<uint64_t>(stage.run.seed), serial, kTeacherDraw, 0}) < stage.rollout.teacher_share;
 }
 
+// The share of a batch's completions that the teacher wrote.
+double StageSession::Parts::teachers_part(const StepBatch& batch) const {
+  double teachers = 0;
+  for (const auto& sequence : batch.sequences) teachers += is_teachers(batch.groups[sequence.group].prompt.serial);
+  return teachers / std::max<double>(1, static_cast<double>(batch.sequences.size()));
+}
+
 std::vector<RolloutGroup> StageSession::Parts::take_groups(int64_t first, int64_t count) {
   std::vector<RolloutGroup> groups;
   if (!stage.algo.trains_on_rollouts()) {
@@ -160,8 +184,11 @@ std::vector<RolloutGroup> StageSession::Parts::take_groups(int64_t first, int64_
     (is_teachers(serial) ? teachers : policys).push_back(std::move(prompt));
   }
   groups = generate(*rollouts, policys);
-  if (!teachers.empty())
-    for (RolloutGroup& group : generate(*teacher_rollouts, teachers)) groups.push_back(std::move(group));
+  if (teachers.empty()) return groups;
+  for (RolloutGroup& group : generate(*teacher_rollouts, teachers)) {
+    for (Completion& completion : group.completions) completion.policy_versions.clear();  // no version of the policy
+    groups.push_back(std::move(group));
+  }
   return groups;
 }
 
@@ -223,12 +250,7 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
         "--checkpoint.resume=never, or go on with --checkpoint.allow_other_data=true.",
         found.step, found.data_hash, header.data_hash);
   const auto frozen = found.blobs.find("frozen_models");
-  if (frozen != found.blobs.end() && frozen->second != header.blobs.at("frozen_models"))
-    throw ConfigError(
-        "the checkpoint of step {} was trained beside other frozen models (weights {}, now {}). Restore "
-        "model.reference "
-        "and model.teacher, or start afresh with --checkpoint.resume=never.",
-        found.step, frozen->second, header.blobs.at("frozen_models"));
+  if (frozen != found.blobs.end()) refuse_other_frozen_models(found.step, frozen->second, models.identities);
   const auto blob = found.blobs.find("trainer");
   if (blob == found.blobs.end()) throw FormatError("the checkpoint of step {} has no trainer counters.", found.step);
   const TrainLoopParts loop = loop_parts();
@@ -274,9 +296,11 @@ StageOutcome StageSession::run() {
   const std::vector<std::string> reward_names = parts.reward_names();
   stage.hooks.on_record = [&](const MetricRecord& record) { parts.run.write(record); };
   stage.hooks.on_step = [&](StepResult& result) {
-    if (parts.rollouts) result.record.set("timing_s/reward", parts.rollouts->take_scoring_s());
-    if (parts.stage.algo.trains_on_rollouts())
-      parts.run.write_completions(result, reward_names, parts.stage.log.completions);
+    if (!parts.stage.algo.trains_on_rollouts()) return;
+    result.record.set("timing_s/reward", parts.rollouts->take_scoring_s());
+    if (parts.teacher_rollouts)
+      result.record.set("training/off_policy/teacher_share", parts.teachers_part(result.batch));
+    parts.run.write_completions(result, reward_names, parts.stage.log.completions);
   };
   stage.hooks.stop_requested = stop_requested;
   parts.run.begin_stage(parts.stage, parts.counters.step);

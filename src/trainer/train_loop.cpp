@@ -21,6 +21,7 @@ struct TrainLoop::Update {
   int64_t num_mini_batches = 0;  // looked at
   int64_t num_updates = 0;       // learned from
   bool stopped_early = false;
+  double kl_coef = 0;             // the mini-batches learned with
   int64_t num_rows = 0;           // computed in forward passes
   int64_t num_gradient_rows = 0;  // of these, with a backward pass
   MetricSums metrics;
@@ -40,6 +41,7 @@ StepResult TrainLoop::step() {
   add_model_outputs(batch, result.record);
   timer.skip();
   const AdvantageReport advantages = parts_.algorithm->advantages(batch.loss);
+  update.kl_coef = parts_.algorithm->kl_coef();
   for (int64_t epoch = 0; epoch < algo.num_epochs && !update.stopped_early; ++epoch)
     for (const auto& mini_batch : split_in_order(batch, algo.num_minibatches)) {
       if (update.num_updates > 0) parts_.policy->publish(counters_.policy_version);  // what this step learned so far
@@ -286,6 +288,7 @@ void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages
   const AlgoSection& algo = parts_.config->algo;
   if (algo.num_epochs * algo.num_minibatches > 1)
     record.set("training/num_updates", static_cast<double>(update.num_updates));
+  if (algo.kl_ctrl.type == KlCtrlType::kAdaptive && algo.needs_reference()) record.set("kl_coef", update.kl_coef);
   if (algo.early_stop_kl > 0) record.set("training/stopped_early", update.stopped_early ? 1 : 0);
   add_batch_metrics(batch, counters_.policy_version - 1, record);
   add_throughput_metrics({update.num_rows, update.num_gradient_rows, batch.num_completion_tokens, parts_.peak_flops},
