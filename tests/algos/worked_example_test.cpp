@@ -123,8 +123,12 @@ TEST(WorkedExample, MedianByHand) {
 // end of page
 
 TEST(WorkedExample, EveryWordOfTheConfigurationHasItsRow) {
-  for (size_t i = 0; i < choice_names<PolicyLoss>().size(); ++i)
-    if (const auto id = static_cast<PolicyLoss>(i); !is_preference_loss(id)) EXPECT_EQ(policy_loss_row(id).id, id);
+  for (size_t i = 0; i < choice_names<PolicyLoss>().size(); ++i) {
+    const auto id = static_cast<PolicyLoss>(i);
+    if (!is_preference_loss(id)) {
+      EXPECT_EQ(policy_loss_row(id).id, id);
+    }
+  }
   for (size_t i = 0; i < choice_names<AdvEstimator>().size(); ++i)
     EXPECT_EQ(estimator_row(static_cast<AdvEstimator>(i)).id, static_cast<AdvEstimator>(i));
 }
