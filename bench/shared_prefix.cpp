@@ -1,7 +1,7 @@
-// What does it bring to compute a group's prompt once in training? bench_shared_prefix [MODEL_DIR] [PROMPT] [COMPLETION]
-// Forward and backward over 4 groups of 8 completions, prompts laid once a group and laid again for every completion, in
-// turn. Without MODEL_DIR a random model of SmolLM2-135M's shape. Prints one JSON object; tokens are those of the batch as
-// a reader counts them (each completion with its prompt), the same on both sides.
+// What does it bring to compute a group's prompt once in training? bench_shared_prefix [MODEL_DIR] [PROMPT]
+// [COMPLETION] Forward and backward over 4 groups of 8 completions, prompts laid once a group and laid again for every
+// completion, in turn. Without MODEL_DIR a random model of SmolLM2-135M's shape. Prints one JSON object; tokens are
+// those of the batch as a reader counts them (each completion with its prompt), the same on both sides.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
