@@ -23,6 +23,7 @@ int run_serve(int argc, char** argv);
 int run_loss(int argc, char** argv);
 int run_report(int argc, char** argv);
 int run_checkpoint(int argc, char** argv);
+int run_bench(int argc, char** argv);
 
 void print_version();
 

@@ -1,0 +1,29 @@
+// What the benches share: one JSON object a line on standard output, the summary last, each with the bench, version,
+// device, threads and command that made it. A bench is one file bench_NAME.cpp and one row in bench.cpp.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace temper {
+
+using BenchFields = std::vector<std::pair<std::string, double>>;  // in the order of printing
+
+class BenchReport {
+ public:
+  // argv[0] is the bench's name.
+  BenchReport(int argc, char** argv);
+
+  // One result: the common fields, then these.
+  void print(const BenchFields& fields) const;
+
+ private:
+  std::vector<std::string> arguments_;
+};
+
+// q in [0, 1], nearest rank; 0 for no values.
+double quantile(std::vector<double> values, double q);
+
+int run_bench_rollout(int argc, char** argv);
+
+}  // namespace temper

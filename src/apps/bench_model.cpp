@@ -1,0 +1,73 @@
+#include "apps/bench_model.h"
+
+#include "core/error.h"
+#include "model/initialize.h"
+
+namespace temper {
+namespace {
+
+// The shapes of SmolLM2-135M and Qwen3-0.6B; tiny is a model for tests.
+ModelInit preset_shape(const std::string& preset) {
+  ModelInit init;
+  init.family = "llama";
+  init.max_position_embeddings = 8192;
+  if (preset == "tiny") {
+    init.hidden_size = 64;
+    init.intermediate_size = 192;
+    init.num_layers = 2;
+    init.num_heads = 4;
+    init.num_kv_heads = 2;
+    init.head_dim = 16;
+    init.vocab_size = 1024;
+  } else if (preset == "135m") {
+    init.hidden_size = 576;
+    init.intermediate_size = 1536;
+    init.num_layers = 30;
+    init.num_heads = 9;
+    init.num_kv_heads = 3;
+    init.head_dim = 64;
+    init.vocab_size = 49152;
+    init.rope_theta = 100000;
+  } else {
+    init.family = "qwen3";
+    init.max_position_embeddings = 40960;
+    init.hidden_size = 1024;
+    init.intermediate_size = 3072;
+    init.num_layers = 28;
+    init.num_heads = 16;
+    init.num_kv_heads = 8;
+    init.head_dim = 128;
+    init.vocab_size = 151936;
+    init.rope_theta = 1000000;
+  }
+  init.tie_word_embeddings = true;
+  return init;
+}
+
+}  // namespace
+
+void declare_bench_model(CommandLine& line) {
+  line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
+  line.add_option("preset", "tiny|135m|0.6b",
+                  "in place of --model: random weights, shaped as SmolLM2-135M, Qwen3-0.6B");
+  line.add_option("dtype", "auto|f32|bf16", "of the computation; auto: bf16 where the CPU multiplies it", "auto");
+}
+
+InferenceModel load_bench_model(const CommandLine& line) {
+  const std::string dtype = line.one_of("dtype", {"auto", "f32", "bf16"});
+  if (line.given("model") == line.given("preset")) throw ConfigError("give either --model DIR or --preset 135m.");
+  if (line.given("model")) return load_inference_model(line.text("model"), dtype);
+  InferenceModel made{Tokenizer::bytes(), {}, nullptr};
+  TokenizerFacts facts;
+  facts.vocab_size = made.tokenizer.vocab_size();
+  const ModelConfig config = new_model_config(preset_shape(line.one_of("preset", {"tiny", "135m", "0.6b"})), facts);
+  const bool bf16 = dtype == "bf16" || (dtype == "auto" && cpu_has_bf16());
+  const at::ScalarType compute = bf16 ? at::kBFloat16 : at::kFloat;
+  FlatParameters parameters(config, compute);
+  initialize_parameters(config, 1, parameters);
+  made.model = std::make_unique<Transformer>(config, compute, /*trainable=*/false);
+  made.model->load(parameters, 0);
+  return made;
+}
+
+}  // namespace temper

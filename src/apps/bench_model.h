@@ -1,0 +1,14 @@
+// The model of a bench: a directory, or random weights in the shape of a known size.
+#pragma once
+#include "apps/command_line.h"
+#include "apps/inference_model.h"
+
+namespace temper {
+
+// --model, --preset and --dtype.
+void declare_bench_model(CommandLine& line);
+
+// ConfigError unless exactly one of --model and --preset is given.
+InferenceModel load_bench_model(const CommandLine& line);
+
+}  // namespace temper

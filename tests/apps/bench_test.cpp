@@ -1,0 +1,60 @@
+// temper bench as a user runs it, on the tiny preset: what it prints, never how fast it was.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/apps/run_temper.h"
+
+namespace temper {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::HasSubstr;
+
+std::vector<json> lines_of(const RunResult& result) {
+  std::vector<json> lines;
+  std::istringstream text(result.out);
+  for (std::string line; std::getline(text, line);) lines.push_back(json::parse(line));
+  return lines;
+}
+
+TEST(BenchRollout, PrintsOneLineARepeatAndTheMedianLast) {
+  const RunResult result = run_temper({"bench", "rollout", "--preset=tiny", "--seconds=0", "--num-prompts=2",
+                                       "--num-generations=3", "--prompt-tokens=20", "--max-new-tokens=5"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::vector<json> lines = lines_of(result);
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines.back()["repeats"], 1);
+  for (const json& line : lines) {
+    EXPECT_EQ(line["bench"], "rollout");
+    EXPECT_THAT(line["command"], HasSubstr("temper bench rollout --preset=tiny"));
+    EXPECT_GT(line["threads"], 0);
+    for (const char* field : {"tokens_per_s", "prefill_tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50",
+                              "tpot_ms_p99", "kv_cache_mb", "peak_rss_mb", "gemm_limit_share"})
+      EXPECT_GT(line[field], 0) << field;
+    EXPECT_EQ(line["occupancy"], 1);  // six sequences of equal length
+    EXPECT_LE(line["goodput"], 1);
+  }
+}
+
+TEST(BenchRollout, ColdPrintsTheAgeOfTheProcessAtItsFirstToken) {
+  const RunResult result = run_temper({"bench", "rollout", "--preset=tiny", "--cold"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::vector<json> lines = lines_of(result);
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_GT(lines[0]["first_token_s"], 0);
+}
+
+TEST(BenchRollout, RefusesWhatItCannotMeasure) {
+  EXPECT_THAT(run_temper({"bench", "rolout"}).err, AllOf(HasSubstr("rolout"), HasSubstr("'rollout'")));
+  EXPECT_THAT(run_temper({"bench", "rollout"}).err, HasSubstr("--model DIR or --preset"));
+  const RunResult result = run_temper({"bench", "rollout", "--preset=huge"});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("--preset=huge"), HasSubstr("135m")));
+}
+
+}  // namespace
+}  // namespace temper
