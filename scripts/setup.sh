@@ -2,11 +2,13 @@
 # Installs what Temper needs on Debian 12 (or a near relative) and is missing. Repeatable, asks nothing.
 #   scripts/setup.sh            build and test dependencies, and LibTorch (CPU build; the CUDA build where an NVIDIA GPU is)
 #   scripts/setup.sh --python   also the Python packages that only benches, fixtures and fetch_smollm2.sh use (in .deps/python)
+#   scripts/setup.sh --peers    also llama.cpp for bench/compare_rollout.py, compiled for this machine (minutes)
 # Where things go: system packages by apt; LibTorch in .deps/libtorch (or give TEMPER_TORCH=DIR, an existing one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly TORCH_CPU_VERSION="2.13.0+cpu" TORCH_CUDA_VERSION="2.14.1"
 readonly TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu"
+readonly LLAMA_CPP_VERSION="0.3.36"
 readonly DEPS="$PWD/.deps"
 
 say() { printf '[setup] %s\n' "$*"; }
@@ -77,8 +79,21 @@ python_packages() {
   cp scripts/requirements.txt "$DEPS/python.ready"
 }
 
+# Compiled here with the instructions that this machine has; the wheel's own build would leave some of them unused.
+llama_cpp() {
+  if "$DEPS/python/bin/python" -c "import llama_cpp, sys; sys.exit(llama_cpp.__version__ != '$LLAMA_CPP_VERSION')" 2>/dev/null; then
+    say "llama.cpp: $LLAMA_CPP_VERSION, present"; return
+  fi
+  say "llama.cpp for bench/compare_rollout.py: compiling llama-cpp-python $LLAMA_CPP_VERSION"
+  CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF" \
+    CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" \
+    "$DEPS/python/bin/pip" install -q --no-binary llama-cpp-python "llama-cpp-python==$LLAMA_CPP_VERSION" ||
+    fail "pip cannot build llama-cpp-python==$LLAMA_CPP_VERSION; see above"
+}
+
 mkdir -p "$DEPS"
 apt_packages
 libtorch
-[ "${1:-}" = "--python" ] && python_packages
+case "${1:-}" in --python | --peers) python_packages ;; esac
+[ "${1:-}" != "--peers" ] || llama_cpp
 say "ready"
