@@ -7,11 +7,11 @@
 namespace temper {
 namespace {
 
-// The f32 masters, which go after packing, the packed copy, and the embedding where it is the head as well.
+// The parameters as loaded, which go after packing, the packed copy, and the embedding where it is the head as well.
 void refuse_if_too_large(const std::string& directory, const ModelConfig& config, at::ScalarType compute) {
   const double compute_bytes = static_cast<double>(c10::elementSize(compute));
   const double shared = config.tie_word_embeddings ? static_cast<double>(config.vocab_size * config.hidden_size) : 0;
-  const double needed = static_cast<double>(num_parameters(config)) * (4 + compute_bytes) + shared * compute_bytes;
+  const double needed = static_cast<double>(num_parameters(config)) * 2 * compute_bytes + shared * compute_bytes;
   const auto available = static_cast<double>(available_memory_bytes());
   if (needed > available)
     throw ConfigError(
@@ -28,7 +28,7 @@ InferenceModel load_inference_model(const std::string& directory, const std::str
   const at::ScalarType compute = bf16 ? at::kBFloat16 : at::kFloat;
   refuse_if_too_large(directory, load_model_config(directory), compute);
   InferenceModel loaded{Tokenizer::load(directory), ChatTemplate::load(directory), nullptr};
-  const LoadedModel source = load_model(directory);
+  const LoadedModel source = load_model(directory, compute);
   loaded.model = std::make_unique<Transformer>(source.config, compute, /*trainable=*/false);
   loaded.model->load(source.parameters, 0);
   return loaded;

@@ -1,9 +1,6 @@
 // The engine's side of attention: the block cache, writing it, and attending to it.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 
@@ -11,6 +8,7 @@
 #include "model/attention.h"
 #include "model/attention_kernels.h"
 #include "model/cpu_dispatch.h"
+#include "model/large_pages.h"
 
 namespace temper {
 
@@ -41,8 +39,14 @@ void store_tokens(const at::Tensor& k, const at::Tensor& v, const at::Tensor& sl
         const TFrom* v_row = v_from + t * v.stride(0) + h * v.stride(1);
         TTo* k_lane = k_to + panel * panel_size + lane;
         TTo* v_lane = v_to + panel * panel_size + lane * head_dim;
-        for (int64_t d = 0; d < head_dim; ++d) k_lane[d * kPanelKeys] = static_cast<TTo>(static_cast<float>(k_row[d]));
-        for (int64_t d = 0; d < head_dim; ++d) v_lane[d] = static_cast<TTo>(static_cast<float>(v_row[d]));
+        if constexpr (std::is_same_v<TFrom, TTo>) {
+          for (int64_t d = 0; d < head_dim; ++d) k_lane[d * kPanelKeys] = k_row[d];
+          std::copy(v_row, v_row + head_dim, v_lane);
+        } else {
+          for (int64_t d = 0; d < head_dim; ++d)
+            k_lane[d * kPanelKeys] = static_cast<TTo>(static_cast<float>(k_row[d]));
+          for (int64_t d = 0; d < head_dim; ++d) v_lane[d] = static_cast<TTo>(static_cast<float>(v_row[d]));
+        }
       }
   });
 }
@@ -129,17 +133,6 @@ class PanelLists {
   std::vector<const void*> pointers_;
   std::vector<Start> starts_;
 };
-
-// Asks for large pages: a step reads some KiB here and there in the whole cache.
-void advise_large_pages(const at::Tensor& x) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(x.const_data_ptr()) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(x.const_data_ptr()) + x.nbytes()) / kPage * kPage;
-  if (x.device().is_cpu() && end > begin + (uintptr_t{4} << 20))
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: failure costs time alone
-#endif
-}
 
 }  // namespace
 

@@ -54,6 +54,15 @@ struct SiluMulTask {
   int64_t begin = 0, end = 0;
 };
 
+// A tile of a product leaves its f32 scratch [rows, scratch_stride]: (+ bias) as bf16.
+struct NarrowTask {
+  const float* scratch = nullptr;
+  int64_t scratch_stride = 0, num_rows = 0, num_columns = 0;
+  const float* bias = nullptr;  // [num_columns] or null
+  void* out = nullptr;          // bf16
+  int64_t out_stride = 0;
+};
+
 struct ElementwiseKernels {
   void (*rms_norm)(const RmsNormTask&);
   void (*rms_norm_backward)(const RmsNormTask&);
@@ -61,6 +70,7 @@ struct ElementwiseKernels {
   void (*rope_backward)(const RopeTask&);
   void (*silu_mul)(const SiluMulTask&);
   void (*silu_mul_backward)(const SiluMulTask&);
+  void (*narrow)(const NarrowTask&);
 };
 
 const ElementwiseKernels& elementwise_kernels();

@@ -6,9 +6,12 @@
 #include <cpuinfo.h>
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "core/error.h"
+#include "model/elementwise_kernels.h"
+#include "model/large_pages.h"
 
 namespace temper {
 namespace {
@@ -28,12 +31,12 @@ constexpr int64_t kSumPiece = std::is_same_v<T, at::BFloat16> ? INT64_MAX : 64;
 // Any number of rows: kernels are compiled per shape, so rows go in powers of two.
 template <class T>
 void tile_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b,
-                  float* c) {
+                  float* c, int64_t columns = kColumns) {
   constexpr bool kPairs = std::is_same_v<T, at::BFloat16>;
   for (int64_t step = kRows; rows > 0; step /= 2) {
     while (rows >= step) {
       for (int64_t k = 0; k < inner; k += std::min(kSumPiece<T>, inner - k))
-        blas::brgemm(step, kColumns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb,
+        blas::brgemm(step, columns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb,
                      c, kPairs);
       a += step * lda;
       c += step * ldc;
@@ -51,8 +54,8 @@ void for_each_dtype(at::ScalarType dtype, Function function) {
 }
 
 // [N, K] → [tiles, K, 64] or, in bf16, [tiles, K/2, 64, 2]; rows and columns beyond the matrix are zero.
-template <class T>
-void pack_tiles(const float* weight, int64_t outputs, int64_t inputs, int64_t stride_output, int64_t stride_input,
+template <class TFrom, class T>
+void pack_tiles(const TFrom* weight, int64_t outputs, int64_t inputs, int64_t stride_output, int64_t stride_input,
                 int64_t padded_inputs, T* packed) {
   constexpr int64_t kPair = std::is_same_v<T, at::BFloat16> ? 2 : 1;
   const int64_t tiles = (outputs + kColumns - 1) / kColumns;
@@ -62,12 +65,19 @@ void pack_tiles(const float* weight, int64_t outputs, int64_t inputs, int64_t st
       const int64_t columns = std::min(kColumns, outputs - tile * kColumns);
       // Column by column in runs of inputs that stay in cache.
       for (int64_t k = 0; k < padded_inputs; k += kPair) {
-        const float* from = weight + tile * kColumns * stride_output + k * stride_input;
+        const TFrom* from = weight + tile * kColumns * stride_output + k * stride_input;
         T* to = out + k * kColumns;
+        if constexpr (std::is_same_v<T, TFrom>) {
+          if (stride_input == 1 && columns == kColumns && k + kPair <= inputs) {
+            for (int64_t n = 0; n < kColumns; ++n) std::memcpy(to + n * kPair, from + n * stride_output, kPair * sizeof(T));
+            continue;
+          }
+        }
         for (int64_t n = 0; n < kColumns; ++n)
           for (int64_t p = 0; p < kPair; ++p)
-            to[n * kPair + p] =
-                n < columns && k + p < inputs ? static_cast<T>(from[n * stride_output + p * stride_input]) : T(0);
+            to[n * kPair + p] = n < columns && k + p < inputs
+                                    ? static_cast<T>(from[n * stride_output + p * stride_input])
+                                    : T(0);
       }
     }
   });
@@ -81,7 +91,8 @@ bool cpu_has_bf16() {
 }
 
 void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute) {
-  TEMPER_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, "weight is {}-dimensional", weight.dim());
+  TEMPER_CHECK(weight.dim() == 2 && (weight.scalar_type() == at::kFloat || weight.scalar_type() == compute),
+               "weight is {}-dimensional, of dtype {}", weight.dim(), at::toString(weight.scalar_type()));
   TEMPER_CHECK(compute == at::kFloat || compute == at::kBFloat16, "compute dtype {}", at::toString(compute));
   compute_ = compute;
   num_outputs_ = weight.size(0);
@@ -93,23 +104,41 @@ void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute) {
   padded_inputs_ = compute == at::kBFloat16 ? (num_inputs_ + 1) / 2 * 2 : num_inputs_;
   const int64_t tiles = (num_outputs_ + kColumns - 1) / kColumns;
   if (!packed_.defined() || packed_.numel() != tiles * padded_inputs_ * kColumns || packed_.scalar_type() != compute)
-    packed_ = at::empty({tiles, padded_inputs_, kColumns}, at::TensorOptions(compute));
+    packed_ = empty_in_large_pages({tiles, padded_inputs_, kColumns}, compute);
   for_each_dtype(compute, [&](auto zero) {
     using T = decltype(zero);
-    pack_tiles<T>(weight.const_data_ptr<float>(), num_outputs_, num_inputs_, weight.stride(0), weight.stride(1),
-                  padded_inputs_, packed_.mutable_data_ptr<T>());
+    const auto pack_from = [&](auto* data) {
+      pack_tiles(data, num_outputs_, num_inputs_, weight.stride(0), weight.stride(1), padded_inputs_,
+                 packed_.mutable_data_ptr<T>());
+    };
+    if (weight.scalar_type() == at::kFloat)
+      pack_from(weight.const_data_ptr<float>());
+    else
+      pack_from(weight.const_data_ptr<T>());
   });
 }
 
 void PackedMatrix::pack_transposed(const at::Tensor& weight, at::ScalarType compute) { pack(weight.t(), compute); }
 
+namespace {
+
+// Tasks of one product: tiles of 64 columns or, where that would leave threads idle, halves of them.
+int64_t split_of(int64_t num_tiles) {
+  const int64_t threads = at::get_num_threads();
+  return threads > 1 && num_tiles % threads != 0 && num_tiles < 16 * threads ? 2 : 1;
+}
+
+}  // namespace
+
 void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, const at::Tensor& bias, bool add) const {
   const int64_t rows = x.size(0);
   const int64_t row_tiles = (rows + kRows - 1) / kRows;
-  const int64_t out_columns = out.size(1);
+  const int64_t out_columns = out.size(1), out_stride = out.stride(0);
   const float* bias_data = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
   const bool to_bf16 = out.scalar_type() == at::kBFloat16;
-  const int64_t out_stride = out.stride(0);
+  void* out_data = out.mutable_data_ptr();
+  const int64_t split = split_of((part.last_tile - part.first_tile) * row_tiles), width = kColumns / split;
+  const ElementwiseKernels& kernels = elementwise_kernels();
   for_each_dtype(compute_, [&](auto zero) {
     using T = decltype(zero);
     // What an f32 product is added to may be thousands of times larger (the residual stream's massive activations):
@@ -118,35 +147,43 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
     const T* x_data = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
     const T* packed = packed_.const_data_ptr<T>();
-    at::parallel_for(0, (part.last_tile - part.first_tile) * row_tiles, 1, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kPair = std::is_same_v<T, at::BFloat16> ? 2 : 1;
+    at::parallel_for(0, (part.last_tile - part.first_tile) * split * row_tiles, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float scratch[kRows * kColumns];
       for (int64_t item = begin; item < end; ++item) {
-        const int64_t tile = part.first_tile + item / row_tiles;
-        const int64_t row = item % row_tiles * kRows;
+        const int64_t piece = item / row_tiles, row = item % row_tiles * kRows;
+        const int64_t tile = part.first_tile + piece / split, shift = piece % split * width;
         const int64_t tile_rows = std::min(kRows, rows - row);
-        const int64_t column = (tile - part.first_tile) * kColumns;  // in out
-        const int64_t columns = std::min(kColumns, out_columns - column);
+        const int64_t column = (tile - part.first_tile) * kColumns + shift;  // in out
+        const int64_t columns = std::min(width, out_columns - column);
+        if (columns <= 0) continue;
         const T* a = x_data + row * x_stride;
-        const T* b = packed + (tile * padded_inputs_ + part.first_input) * kColumns;
-        if (!to_bf16 && columns == kColumns && bias_data == nullptr && !add_last) {
+        const T* b = packed + (tile * padded_inputs_ + part.first_input) * kColumns + shift * kPair;
+        // By the whole tile: what a sum is added to is added in another place on the other way.
+        const bool full = out_columns - (tile - part.first_tile) * kColumns >= kColumns;
+        if (!to_bf16 && full && bias_data == nullptr && !add_last) {
           tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, out_stride, add, a, b,
-                          out.mutable_data_ptr<float>() + row * out_stride + column);
+                          static_cast<float*>(out_data) + row * out_stride + column, width);
           continue;
         }
-        tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, kColumns, false, a, b, scratch);
+        tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, width, false, a, b, scratch, width);
+        const float* tile_bias = bias_data == nullptr ? nullptr : bias_data + tile * kColumns + shift;
+        if (to_bf16) {
+          kernels.narrow({.scratch = scratch,
+                          .scratch_stride = width,
+                          .num_rows = tile_rows,
+                          .num_columns = columns,
+                          .bias = tile_bias,
+                          .out = static_cast<at::BFloat16*>(out_data) + row * out_stride + column,
+                          .out_stride = out_stride});
+          continue;
+        }
         for (int64_t r = 0; r < tile_rows; ++r) {
-          float* from = scratch + r * kColumns;
-          if (bias_data != nullptr)
-            for (int64_t n = 0; n < columns; ++n) from[n] += bias_data[tile * kColumns + n];
-          if (to_bf16) {
-            at::BFloat16* to = out.mutable_data_ptr<at::BFloat16>() + (row + r) * out_stride + column;
-            for (int64_t n = 0; n < columns; ++n) to[n] = static_cast<at::BFloat16>(from[n]);
-          } else {
-            float* to = out.mutable_data_ptr<float>() + (row + r) * out_stride + column;
-            if (add)
-              for (int64_t n = 0; n < columns; ++n) to[n] += from[n];
-            else
-              std::copy(from, from + columns, to);
+          const float* from = scratch + r * width;
+          float* to = static_cast<float*>(out_data) + (row + r) * out_stride + column;
+          for (int64_t n = 0; n < columns; ++n) {
+            const float value = tile_bias == nullptr ? from[n] : from[n] + tile_bias[n];
+            to[n] = add ? to[n] + value : value;
           }
         }
       }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <bit>
@@ -220,6 +221,14 @@ at::Tensor SafetensorsFile::read(std::string_view name) const {
   return copy;
 }
 
+// What is copied need not stay in memory beside its copy: the pages wholly inside come from the file again if wanted.
+static void drop_pages(const std::byte* data, uint64_t size_bytes) {
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + size_bytes) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 void SafetensorsFile::read_into(std::string_view name, at::Tensor out) const {
   const SafetensorsEntry* entry = find(name);
   if (entry == nullptr)
@@ -238,6 +247,7 @@ void SafetensorsFile::read_into(std::string_view name, at::Tensor out) const {
     return;
   }
   out.copy_(at::from_blob(const_cast<std::byte*>(data), entry->shape, at::TensorOptions().dtype(entry->dtype)));
+  drop_pages(data, entry->end - entry->begin);
 }
 
 void write_safetensors(const std::string& path, std::vector<SafetensorsItem> items, at::ScalarType dtype) {

@@ -83,6 +83,28 @@ TEST(PackedMatrix, RowDoesNotDependOnItsNeighboursNorOnThreads) {
   }
 }
 
+TEST(PackedMatrix, HalvesOfTilesGiveTheSameBits) {
+  // 5 and 33 tiles: odd numbers, which two threads share out in halves.
+  for (const auto compute : compute_dtypes())
+    for (const int64_t outputs : {300, 320, 2112})
+      for (const auto out_dtype : {at::kFloat, compute}) {
+        PackedMatrix packed;
+        packed.pack(random({outputs, 96}, 13), compute);
+        const at::Tensor x = random({70, 96}, 14).to(compute), bias = random({outputs}, 15);
+        const int threads = at::get_num_threads();
+        std::vector<at::Tensor> results;
+        for (const int count : {1, 2, 3}) {
+          at::set_num_threads(count);
+          results.push_back(packed.multiply(x, out_dtype, bias));
+          at::Tensor sum = at::ones({70, outputs});
+          packed.multiply_add(x, sum);
+          results.push_back(sum);
+        }
+        at::set_num_threads(threads);
+        for (size_t i = 2; i < results.size(); ++i) EXPECT_TRUE(at::equal(results[i], results[i - 2])) << outputs;
+      }
+}
+
 TEST(PackedMatrix, PartsOfColumnsAndOfInputsAgreeWithTheWhole) {
   for (const auto compute : compute_dtypes()) {
     const at::Tensor weight = random({323, 64}, 7), x = random({9, 64}, 8).to(compute);
