@@ -112,6 +112,8 @@ std::vector<GenerationResult> Engine::step() {
   step_tokens_.clear();
   if (idle()) return {};
   const Stopwatch clock;
+  if (model_.version() != prefix_version_) scheduler_.forget_prefixes();
+  prefix_version_ = model_.version();
   const std::vector<ScheduledSequence> plan = scheduler_.schedule();
   const at::Tensor hidden = run(plan);  // [T, hidden]
   std::vector<int64_t> rows;            // of hidden, one a drawer
@@ -133,6 +135,7 @@ at::Tensor Engine::run(const std::vector<ScheduledSequence>& plan) {
   stats_.peak_used_blocks = std::max(stats_.peak_used_blocks, pool_.num_used());
   int64_t num_tokens = 0;
   for (const ScheduledSequence& item : plan) num_tokens += item.num_new;
+  last_step_ = {.num_tokens = num_tokens, .num_logit_rows = 0};
   at::Tensor token_ids = at::empty({num_tokens}, at::kLong);  // [T]
   at::Tensor positions = at::empty({num_tokens}, at::kLong);  // [T]
   at::Tensor slots = at::empty({num_tokens}, at::kLong);      // [T]
@@ -195,7 +198,7 @@ std::vector<Sequence*> Engine::find_drawers(const std::vector<ScheduledSequence>
 
 // Logits of a few rows at a time: they are the largest tensors of a step.
 std::vector<DrawnToken> Engine::draw(const at::Tensor& hidden, const std::vector<Sequence*>& drawers,
-                                     const std::vector<int64_t>& rows) const {
+                                     const std::vector<int64_t>& rows) {
   constexpr size_t kMaxRows = 64;
   std::vector<DrawnToken> tokens;
   tokens.reserve(drawers.size());
@@ -217,6 +220,7 @@ std::vector<DrawnToken> Engine::draw(const at::Tensor& hidden, const std::vector
                                .completion = sequence.index,
                                .position = static_cast<int32_t>(sequence.completion.token_ids.size())}});
     }
+    last_step_.num_logit_rows += static_cast<int64_t>(logit_rows.size());
     const at::Tensor index = at::tensor(logit_rows, at::kLong).to(hidden.device());
     const at::Tensor logits = model_.logits(hidden.index_select(0, index)).to(at::kCPU);  // [rows, V]
     const std::vector<DrawnToken> part = draw_tokens(logits, draws);
@@ -310,12 +314,19 @@ std::vector<Completion> Engine::cancel(int64_t id) {
 
 void Engine::release() {
   TEMPER_CHECK(idle() && pool_.num_used() == 0, "{} requests are in the engine", groups_.size());
+  scheduler_.forget_prefixes();
   cache_.release();
+}
+
+void Engine::recompute_cache() {
+  scheduler_.preempt_all();
+  scheduler_.forget_prefixes();
 }
 
 EngineStats Engine::stats() const {
   EngineStats stats = stats_;
   stats.num_preemptions = scheduler_.num_preemptions();
+  stats.num_prefix_tokens = scheduler_.num_prefix_tokens();
   stats.num_running = scheduler_.num_running();
   stats.num_waiting = scheduler_.num_waiting();
   stats.num_blocks = pool_.num_blocks();

@@ -4,6 +4,7 @@
 // own rounding. One thread calls it; the model's weights may change between steps (tokens carry the version that drew
 // them), and model and tokenizer outlive it.
 #pragma once
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -22,7 +23,7 @@ struct EngineOptions {
   int64_t max_num_seqs = 64;           // sequences in one forward pass
   int64_t kv_cache_memory_bytes = 0;   // bound; 0: what max_num_seqs full contexts need, at most half the free memory
   int64_t block_size = 16;             // tokens a cache block
-  bool enable_prefix_sharing = true;   // a group computes and stores its prompt once
+  bool enable_prefix_sharing = true;   // a group computes and stores its prompt once, equal beginnings of prompts too
   bool enable_chunked_prefill = true;  // long prompts take several steps, beside decoding sequences
   int64_t max_tokens_per_step = 2048;  // tokens in one forward pass
 };
@@ -32,6 +33,7 @@ struct EngineStats {
   int64_t num_prefill_tokens = 0;     // computed; shared prompts count once, preempted sequences again
   int64_t num_completion_tokens = 0;  // drawn
   int64_t num_preemptions = 0;
+  int64_t num_prefix_tokens = 0;  // of prompts, taken from the cache of earlier ones
   int64_t num_running = 0;
   int64_t num_waiting = 0;
   int64_t num_blocks = 0;
@@ -40,6 +42,13 @@ struct EngineStats {
   int64_t block_bytes = 0;
   double busy_s = 0;     // inside step()
   double occupancy = 0;  // mean sequences a step / max_num_seqs
+};
+
+// What one forward pass multiplied: benches replay it.
+struct StepShape {
+  int64_t num_tokens = 0;      // rows of every layer
+  int64_t num_logit_rows = 0;  // rows of the head
+  auto operator<=>(const StepShape&) const = default;
 };
 
 class Engine {
@@ -64,20 +73,23 @@ class Engine {
   // request.
   std::vector<Completion> cancel(int64_t id);
 
-  // Everything in the cache is computed anew before it is used again: call it when the weights changed under running
-  // sequences and the old keys and values are not to be kept.
-  void recompute_cache() { scheduler_.preempt_all(); }
+  // An interruption is: no step() for a while, new weights in the model, step() again. Running sequences keep their
+  // keys and values, what they draw from then on carries the new version, and prompts that other versions computed are
+  // not handed to new requests. Call this in between where the old keys and values are not to be kept: everything in
+  // the cache is computed anew before it is used again.
+  void recompute_cache();
 
   // Gives the cache's memory back to the system until the next step. REQUIRES: idle().
   void release();
 
   EngineStats stats() const;
+  const StepShape& last_step() const { return last_step_; }
 
  private:
   at::Tensor run(const std::vector<ScheduledSequence>& plan);  // [T, hidden]
   std::vector<Sequence*> find_drawers(const std::vector<ScheduledSequence>& plan, std::vector<int64_t>& rows);
   std::vector<DrawnToken> draw(const at::Tensor& hidden, const std::vector<Sequence*>& drawers,
-                               const std::vector<int64_t>& rows) const;
+                               const std::vector<int64_t>& rows);
   void append(Sequence& sequence, const DrawnToken& token);
   std::vector<GenerationResult> retire(const std::vector<Sequence*>& drawers);
   void finish_text(Sequence& sequence) const;
@@ -92,7 +104,9 @@ class Engine {
   std::unordered_map<int64_t, std::unique_ptr<Group>> groups_;  // by request id
   std::vector<StepToken> step_tokens_;
   EngineStats stats_;
+  StepShape last_step_;
   int64_t num_sequence_steps_ = 0;
+  PolicyVersion prefix_version_ = 0;  // of the weights that computed the prefix cache
 };
 
 }  // namespace temper

@@ -57,7 +57,7 @@ bool Scheduler::grow_or_preempt(size_t index) {
   Sequence& sequence = *running_[index];
   while (static_cast<int64_t>(sequence.blocks.size()) < num_blocks(sequence.length())) {
     if (pool_.num_free() > 0) {
-      sequence.blocks.push_back(pool_.allocate());
+      sequence.blocks.push_back(allocate());
       continue;
     }
     preempt_last();
@@ -90,19 +90,18 @@ void Scheduler::admit() {
     if (group.leader != nullptr) continue;  // forks soon
     if (num_running() + num_reserved >= options_.max_num_seqs) return;
     const Sequence* donor = donor_of(sequence);
-    // At least one token must be computed, and never into a shared block.
-    const int64_t num_shared =
-        donor == nullptr ? 0 : std::min(group.prompt_length(), sequence.length() - 1) / options_.block_size;
-    const int64_t num_needed = num_blocks(sequence.length()) - num_shared;
-    if (pool_.num_free() < num_needed + num_running()) return;
-
-    for (int64_t i = 0; i < num_shared; ++i) {
-      const int32_t block = donor->blocks[static_cast<size_t>(i)];
-      pool_.share(block);
-      sequence.blocks.push_back(block);
+    const std::vector<int32_t> shared = shared_blocks(sequence, donor);
+    for (const int32_t block : shared) pool_.share(block);  // first: what is held is not evicted
+    const int64_t num_needed = num_blocks(sequence.length()) - static_cast<int64_t>(shared.size());
+    sequence.blocks = shared;
+    if (pool_.num_free() < num_needed + num_running()) {
+      free_blocks(sequence);
+      return;
     }
-    for (int64_t i = 0; i < num_needed; ++i) sequence.blocks.push_back(pool_.allocate());
-    sequence.num_computed = num_shared * options_.block_size;
+    for (int64_t i = 0; i < num_needed; ++i) sequence.blocks.push_back(allocate());
+    sequence.num_computed = static_cast<int64_t>(shared.size()) * options_.block_size;
+    sequence.prefix_epoch = prefix_epoch_;
+    if (donor == nullptr) num_prefix_tokens_ += sequence.num_computed;
     stop_waiting(sequence);
     join(sequence);
     if (options_.enable_prefix_sharing && donor == nullptr) {
@@ -110,6 +109,27 @@ void Scheduler::admit() {
       num_reserved = num_reserved_slots();
     }
   }
+}
+
+// Full blocks of the prompt that are computed already, from a member of the group or from the prefix cache. At least
+// one token is left to compute, and never into a shared block.
+std::vector<int32_t> Scheduler::shared_blocks(const Sequence& sequence, const Sequence* donor) {
+  if (!options_.enable_prefix_sharing) return {};
+  const Group& group = *sequence.group;
+  const int64_t most = std::min(group.prompt_length(), sequence.length() - 1) / options_.block_size;
+  if (donor == nullptr) return prefixes_.find(group.request.prompt_token_ids, most);
+  return {donor->blocks.begin(), donor->blocks.begin() + most};
+}
+
+// REQUIRES: pool_.num_free() > 0.
+int32_t Scheduler::allocate() {
+  if (pool_.num_unkept() == 0) prefixes_.evict();
+  return pool_.allocate();
+}
+
+void Scheduler::forget_prefixes() {
+  prefixes_.clear();
+  ++prefix_epoch_;
 }
 
 // Behind the last running member of its group, or at the end.
@@ -139,6 +159,8 @@ std::vector<Fork> Scheduler::fork(Sequence& leader) {
   Group& group = *leader.group;
   TEMPER_CHECK(group.leader == &leader && leader.num_uncomputed() == 0, "only a leader that is done forks");
   group.leader = nullptr;
+  // Nothing that was computed before the cache was cleared: it may be other weights'.
+  if (leader.prefix_epoch == prefix_epoch_) prefixes_.insert(group.request.prompt_token_ids, leader.blocks);
   if (leader.length() > group.prompt_length()) return {};  // it came back: its last token is not the prompt's
   const bool partial = group.prompt_length() % options_.block_size != 0;
   std::vector<Fork> forks;
@@ -150,7 +172,7 @@ std::vector<Fork> Scheduler::fork(Sequence& leader) {
     member->blocks = leader.blocks;
     if (partial) {
       fork.copy_from = leader.blocks.back();
-      fork.copy_to = member->blocks.back() = pool_.allocate();
+      fork.copy_to = member->blocks.back() = allocate();
     }
     for (size_t i = 0; i + partial < member->blocks.size(); ++i) pool_.share(member->blocks[i]);
     member->num_computed = leader.num_computed;

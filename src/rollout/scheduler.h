@@ -4,14 +4,16 @@
 //
 // A group's prompt is computed once: its first sequence leads, the others wait; fork() then gives them the full blocks
 // of the prompt by reference and a copy of the last, partial one. A sequence that joins later takes the full prompt
-// blocks from any running one of its group. Nothing but sequences holds blocks, so preemption can always free them all.
-// No tensors, one thread.
+// blocks from any running one of its group. The full blocks of a computed prompt also go into the prefix cache, where a
+// later group finds them; groups that join in the same step compute theirs apart. Cached blocks that no sequence holds
+// are free: they are evicted when a block is needed, so preemption can always free them all. No tensors, one thread.
 #pragma once
 #include <cstdint>
 #include <map>
 #include <vector>
 
 #include "rollout/block_pool.h"
+#include "rollout/prefix_cache.h"
 #include "rollout/sequence.h"
 
 namespace temper {
@@ -20,7 +22,7 @@ struct SchedulerOptions {
   int64_t max_num_seqs = 64;
   int64_t max_tokens_per_step = 2048;
   int64_t block_size = 16;
-  bool enable_prefix_sharing = true;
+  bool enable_prefix_sharing = true;  // in a group, and across groups through the prefix cache
   bool enable_chunked_prefill = true;
 };
 
@@ -37,7 +39,8 @@ struct Fork {
 
 class Scheduler {
  public:
-  Scheduler(const SchedulerOptions& options, BlockPool& pool) : options_(options), pool_(pool) {}
+  Scheduler(const SchedulerOptions& options, BlockPool& pool)
+      : options_(options), pool_(pool), prefixes_(options.block_size, pool) {}
 
   void add(Group& group);
   // Members of a group lie next to each other, so that attention reads their shared blocks once. Empty: nothing to do.
@@ -50,11 +53,15 @@ class Scheduler {
   void retire(const std::vector<Sequence*>& sequences);
   // All running sequences back to the queue, in order: their cache is void (new weights, released memory).
   void preempt_all();
+  // The prefix cache is void: the weights changed, or the memory is gone. What running sequences hold stays theirs.
+  void forget_prefixes();
 
   bool idle() const { return running_.empty() && waiting_.empty(); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_preemptions() const { return num_preemptions_; }
+  int64_t num_prefix_tokens() const { return num_prefix_tokens_; }  // taken from the prefix cache
+  const PrefixCache& prefixes() const { return prefixes_; }
 
  private:
   bool grow_or_preempt(size_t index);
@@ -67,13 +74,18 @@ class Scheduler {
   const Sequence* donor_of(const Sequence& sequence) const;
   int64_t num_blocks(int64_t tokens) const { return (tokens + options_.block_size - 1) / options_.block_size; }
   void free_blocks(Sequence& sequence);
+  int32_t allocate();
+  std::vector<int32_t> shared_blocks(const Sequence& sequence, const Sequence* donor);
 
   SchedulerOptions options_;
   BlockPool& pool_;
+  PrefixCache prefixes_;
+  int64_t prefix_epoch_ = 0;              // how often it was cleared
   std::map<int64_t, Sequence*> waiting_;  // by order of arrival: preempted ones come before those that never ran
   std::vector<Sequence*> running_;        // in the order of joining, groups together
   int64_t num_arrived_ = 0;
   int64_t num_preemptions_ = 0;
+  int64_t num_prefix_tokens_ = 0;
 };
 
 }  // namespace temper

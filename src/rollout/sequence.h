@@ -50,6 +50,7 @@ struct Sequence {
   std::vector<int32_t> token_ids;  // [P + T] prompt, then what was drawn
   int64_t num_computed = 0;        // of token_ids: keys and values are in the cache
   std::vector<int32_t> blocks;     // block table, from position 0
+  int64_t prefix_epoch = 0;        // of the prefix cache when the sequence joined
   Completion completion;
   StopMatcher stop;
   double first_token_s = 0;  // on the group's clock

@@ -55,11 +55,8 @@ void expect_same(const std::map<int64_t, GenerationResult>& left, const std::map
       EXPECT_EQ(a.token_ids, b.token_ids) << "request " << id << ", completion " << i;
       EXPECT_EQ(a.text, b.text);
       EXPECT_EQ(a.finish_reason, b.finish_reason);
-      ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
-      for (size_t t = 0; t < a.logprobs.size(); ++t) {
-        EXPECT_NEAR(a.logprobs[t], b.logprobs[t], 1e-5);
-        EXPECT_NEAR(a.behavior_logprobs[t], b.behavior_logprobs[t], 1e-5);
-      }
+      EXPECT_EQ(a.logprobs, b.logprobs);  // bit for bit
+      EXPECT_EQ(a.behavior_logprobs, b.behavior_logprobs);
     }
   }
 }
@@ -277,6 +274,52 @@ TEST(Engine, TokensCarryTheVersionThatDrewThemAndTheCacheCanBeRecomputed) {
       EXPECT_NEAR(completion.logprobs[t], expected[19 + static_cast<int64_t>(t)][completion.token_ids[t]].item<float>(),
                   1e-5);
   }
+}
+
+TEST(Engine, AnInterruptedCompletionGoesOnWithNewWeightsOnItsOldCache) {
+  TinyModel tiny;
+  const TinyModel other(2);
+  const GenerationRequest request = make_request(1, 20, 2, 8);
+  const auto before = generate(tiny, {}, {request}).at(1).completions;
+  Engine engine(tiny.model, tiny.tokenizer, {});
+  engine.submit(request);
+  for (int i = 0; i < 3; ++i) engine.step();
+  tiny.model.load(other.parameters, 5);
+  const auto results = run_to_end(engine);
+  EXPECT_EQ(engine.stats().num_prefill_tokens, 20);  // nothing was computed again
+  for (size_t c = 0; c < 2; ++c) {
+    const Completion& completion = results.at(1).completions[c];
+    EXPECT_THAT(completion.policy_versions, ElementsAreArray({0, 0, 0, 5, 5, 5, 5, 5}));
+    EXPECT_THAT(completion.token_ids, SizeIs(8));
+    EXPECT_TRUE(std::equal(before[c].token_ids.begin(), before[c].token_ids.begin() + 3, completion.token_ids.begin()));
+    EXPECT_EQ(completion.mask, before[c].mask);
+  }
+}
+
+TEST(Engine, EqualBeginningsOfPromptsAreComputedOnceAndOnlyForOneVersion) {
+  TinyModel tiny;
+  GenerationRequest first = make_request(1, 40, 2, 4), second = make_request(2, 52, 3, 12);
+  std::copy_n(first.prompt_token_ids.begin(), 37, second.prompt_token_ids.begin());
+  const auto alone = generate(tiny, {}, {second});
+  Engine engine(tiny.model, tiny.tokenizer, {});
+  engine.submit(first);
+  run_to_end(engine);
+  engine.submit(second);
+  expect_same(alone, run_to_end(engine));
+  EXPECT_EQ(engine.stats().num_prefix_tokens, 32);
+  EXPECT_EQ(engine.stats().num_prefill_tokens, 40 + 52 - 32);
+  EXPECT_EQ(engine.stats().num_used_blocks, 0);
+
+  const TinyModel other(2);
+  tiny.model.load(other.parameters, 1);
+  const auto changed = generate(tiny, {}, {second});
+  engine.submit(second);
+  expect_same(changed, run_to_end(engine));
+  EXPECT_EQ(engine.stats().num_prefix_tokens, 32);
+  engine.release();
+  engine.submit(second);
+  expect_same(changed, run_to_end(engine));
+  EXPECT_EQ(engine.stats().num_prefix_tokens, 32);
 }
 
 TEST(Engine, RepeatsAfterItsMemoryWasReleased) {

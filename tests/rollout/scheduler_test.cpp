@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "core/rng.h"
@@ -120,68 +121,158 @@ TEST(Scheduler, TheLastInLineIsPreemptedAndKeepsItsTokens) {
   EXPECT_EQ(scheduler.schedule()[0].num_new, 17);
 }
 
+TEST(Scheduler, ALaterGroupTakesTheBeginningOfItsPromptFromTheCache) {
+  BlockPool pool(100);
+  Scheduler scheduler({.block_size = 16}, pool);
+  const auto first = make_group(0, 50, 2), second = make_group(1, 40, 1), third = make_group(2, 32, 1);
+  scheduler.add(*first);
+  play_step(scheduler);
+  scheduler.retire({first->sequences[0].get(), first->sequences[1].get()});
+  EXPECT_EQ(pool.num_used(), 0);
+  scheduler.add(*second);
+  scheduler.add(*third);
+  const auto plan = scheduler.schedule();
+  ASSERT_EQ(plan.size(), 2u);
+  EXPECT_EQ(plan[0].num_new, 40 - 32);
+  EXPECT_EQ(plan[1].num_new, 32 - 16);  // one token at least is computed, and into a block of its own
+  EXPECT_EQ(second->sequences[0]->blocks[0], third->sequences[0]->blocks[0]);
+  EXPECT_EQ(scheduler.num_prefix_tokens(), 32 + 16);
+}
+
+TEST(Scheduler, WhatWasComputedBeforeTheCacheWasClearedIsNotListed) {
+  BlockPool pool(100);
+  Scheduler scheduler({.max_tokens_per_step = 64, .block_size = 16}, pool);
+  const auto first = make_group(0, 90, 1), second = make_group(1, 90, 1);
+  scheduler.add(*first);
+  play_step(scheduler);  // 64 of 90 tokens
+  scheduler.forget_prefixes();
+  play_step(scheduler);
+  EXPECT_EQ(scheduler.prefixes().num_blocks(), 0);
+  scheduler.add(*second);
+  play_step(scheduler);
+  EXPECT_EQ(scheduler.num_prefix_tokens(), 0);
+}
+
 // The property that everything rests on: whatever comes, goes, forks and is preempted, each block's holders are the
-// sequences that list it, nobody computes into a block that another holds, and in the end every block is free.
-TEST(Scheduler, RandomJoinsLeavesForksAndPreemptionsLeaveEveryBlockFree) {
-  for (uint64_t seed = 1; seed <= 20; ++seed) {
-    SplitMix64 random(seed);
-    const int64_t block_size = 16;
-    BlockPool pool(random.in_range(12, 60));
-    Scheduler scheduler({.max_num_seqs = random.in_range(1, 24),
-                         .max_tokens_per_step = random.in_range(1, 200),
-                         .block_size = block_size,
-                         .enable_prefix_sharing = seed % 3 != 0,
-                         .enable_chunked_prefill = seed % 2 == 0},
-                        pool);
-    std::map<int64_t, std::unique_ptr<Group>> groups;
-    const auto remove_group = [&](int64_t id) {
-      std::vector<Sequence*> rest;
-      for (const auto& sequence : groups.at(id)->sequences)
-        if (!sequence->finished) rest.push_back(sequence.get());
-      scheduler.retire(rest);
-      groups.erase(id);
-    };
-    for (int64_t step = 0; step < 2000; ++step) {
-      if (step < 1500 && random.in_range(0, 9) == 0) {
-        auto group = make_group(step, random.in_range(1, 90), static_cast<int>(random.in_range(1, 9)));
-        scheduler.add(*group);
-        groups.emplace(step, std::move(group));
-      }
-      if (!groups.empty() && random.in_range(0, 60) == 0) remove_group(groups.begin()->first);
-      if (random.in_range(0, 200) == 0) scheduler.preempt_all();
+// sequences that list it and the prefix cache, nobody computes into a block that another holds, and in the end every
+// block is free.
+class RandomLife {
+ public:
+  explicit RandomLife(uint64_t seed)
+      : seed_(seed),
+        random_(seed),
+        pool_(random_.in_range(12, 60)),
+        scheduler_({.max_num_seqs = random_.in_range(1, 24),
+                    .max_tokens_per_step = random_.in_range(1, 200),
+                    .block_size = kBlockSize,
+                    .enable_prefix_sharing = seed % 3 != 0,
+                    .enable_chunked_prefill = seed % 2 == 0},
+                   pool_) {}
 
-      std::map<int32_t, int64_t> holders;
-      const auto plan = scheduler.schedule();
-      for (const auto& [id, group] : groups)
-        for (const auto& sequence : group->sequences)
-          for (const int32_t block : sequence->blocks) ++holders[block];
-      for (const auto& [block, count] : holders) ASSERT_EQ(pool.num_holders(block), count);
-      ASSERT_EQ(static_cast<int64_t>(holders.size()), pool.num_used());
+  void step() {
+    if (groups_.size() < 12 && random_.in_range(0, 2) == 0) add_group();
+    if (!groups_.empty() && random_.in_range(0, 20) == 0) cancel(groups_.begin()->first);
+    if (random_.in_range(0, 200) == 0) scheduler_.preempt_all();
+    if (random_.in_range(0, 300) == 0) scheduler_.forget_prefixes();
+    const auto plan = scheduler_.schedule();
+    ASSERT_TRUE(!plan.empty() || scheduler_.idle());
+    if (num_steps_++ % 16 == 0) ASSERT_NO_FATAL_FAILURE(check_holders());
 
-      std::vector<Sequence*> drawers, finished;
-      for (const auto& [sequence, num_new] : plan) {
-        for (int64_t i = 0; i < num_new; ++i) {
-          const auto position = static_cast<size_t>((sequence->num_computed + i) / block_size);
-          ASSERT_LT(position, sequence->blocks.size());
-          ASSERT_EQ(pool.num_holders(sequence->blocks[position]), 1);
-        }
-        sequence->num_computed += num_new;
-        if (sequence->num_uncomputed() > 0) continue;
-        drawers.push_back(sequence);
-        if (sequence->group->leader != sequence) continue;
-        for (const Fork& fork : scheduler.fork(*sequence)) drawers.push_back(fork.sequence);
+    std::vector<Sequence*> drawers, finished;
+    for (const auto& [sequence, num_new] : plan) {
+      for (int64_t i = 0; i < num_new; ++i) {
+        const auto position = static_cast<size_t>((sequence->num_computed + i) / kBlockSize);
+        ASSERT_LT(position, sequence->blocks.size());
+        ASSERT_EQ(pool_.num_holders(sequence->blocks[position]), 1);
       }
-      ASSERT_TRUE(!plan.empty() || scheduler.idle());
-      for (Sequence* sequence : drawers) {
-        sequence->token_ids.push_back(1);
-        if (sequence->length() >= 150 || random.in_range(0, 30) == 0) finished.push_back(sequence);
+      sequence->num_computed += num_new;
+      if (sequence->num_uncomputed() > 0) continue;
+      drawers.push_back(sequence);
+      if (sequence->group->leader != sequence) continue;
+      for (const Fork& fork : scheduler_.fork(*sequence)) {
+        drawers.push_back(fork.sequence);
+        ++num_forks_;
       }
-      scheduler.retire(finished);
     }
-    while (!groups.empty()) remove_group(groups.begin()->first);
-    EXPECT_TRUE(scheduler.idle());
-    EXPECT_EQ(pool.num_used(), 0) << "seed " << seed;
+    for (Sequence* sequence : drawers) {
+      sequence->token_ids.push_back(1);
+      if (sequence->length() >= 150 || random_.in_range(0, 12) == 0) finished.push_back(sequence);
+    }
+    num_leaves_ += static_cast<int64_t>(finished.size());
+    scheduler_.retire(finished);
+    std::erase_if(groups_, [](const auto& entry) {
+      return std::all_of(entry.second->sequences.begin(), entry.second->sequences.end(),
+                         [](const auto& sequence) { return sequence->finished; });
+    });
   }
+
+  void end() {
+    while (!groups_.empty()) cancel(groups_.begin()->first);
+    EXPECT_TRUE(scheduler_.idle());
+    EXPECT_EQ(pool_.num_used(), 0) << "seed " << seed_;
+    scheduler_.forget_prefixes();
+    EXPECT_EQ(pool_.num_unkept(), pool_.num_blocks()) << "seed " << seed_;
+  }
+
+  int64_t num_events() const { return num_joins_ + num_leaves_ + num_forks_ + scheduler_.num_preemptions(); }
+  int64_t num_prefix_tokens() const { return scheduler_.num_prefix_tokens(); }
+
+ private:
+  static constexpr int64_t kBlockSize = 16;
+
+  // Prompts begin with one of three system prompts, cut anywhere.
+  void add_group() {
+    auto group = make_group(num_groups_, random_.in_range(1, 90), static_cast<int>(random_.in_range(1, 9)));
+    const auto kind = static_cast<int32_t>(random_.in_range(2, 4));
+    const int64_t common = random_.in_range(0, 90);
+    auto& prompt = group->request.prompt_token_ids;
+    for (size_t i = 0; i < prompt.size(); ++i)
+      prompt[i] = static_cast<int64_t>(i) < common ? kind : static_cast<int32_t>(random_.in_range(5, 9));
+    for (const auto& sequence : group->sequences) sequence->token_ids = prompt;
+    num_joins_ += static_cast<int64_t>(group->sequences.size());
+    scheduler_.add(*group);
+    groups_.emplace(num_groups_++, std::move(group));
+  }
+
+  void cancel(int64_t id) {
+    std::vector<Sequence*> rest;
+    for (const auto& sequence : groups_.at(id)->sequences)
+      if (!sequence->finished) rest.push_back(sequence.get());
+    num_leaves_ += static_cast<int64_t>(rest.size());
+    scheduler_.retire(rest);
+    groups_.erase(id);
+  }
+
+  void check_holders() {
+    std::map<int32_t, int64_t> holders;
+    for (const auto& [id, group] : groups_)
+      for (const auto& sequence : group->sequences)
+        for (const int32_t block : sequence->blocks) ++holders[block];
+    for (const auto& [block, count] : holders) ASSERT_EQ(pool_.num_holders(block), count + pool_.kept(block));
+    ASSERT_EQ(static_cast<int64_t>(holders.size()), pool_.num_used());
+    int64_t num_kept = 0;
+    for (int32_t block = 0; block < pool_.num_blocks(); ++block) num_kept += pool_.kept(block);
+    ASSERT_EQ(num_kept, scheduler_.prefixes().num_blocks());
+  }
+
+  uint64_t seed_;
+  SplitMix64 random_;
+  BlockPool pool_;
+  Scheduler scheduler_;
+  std::map<int64_t, std::unique_ptr<Group>> groups_;
+  int64_t num_steps_ = 0, num_groups_ = 0, num_joins_ = 0, num_leaves_ = 0, num_forks_ = 0;
+};
+
+TEST(Scheduler, AMillionJoinsLeavesForksAndPreemptionsLeaveEveryBlockFree) {
+  int64_t num_events = 0, num_prefix_tokens = 0;
+  for (uint64_t seed = 1; num_events < 1000000; ++seed) {
+    RandomLife life(seed);
+    while (life.num_events() < 20000) ASSERT_NO_FATAL_FAILURE(life.step()) << "seed " << seed;
+    life.end();
+    num_events += life.num_events();
+    num_prefix_tokens += life.num_prefix_tokens();
+  }
+  EXPECT_GT(num_prefix_tokens, 0);
 }
 
 }  // namespace
