@@ -1,5 +1,7 @@
 // temper generate: prompts in a JSONL file → completions with token ids and log-probabilities, one line a prompt, in
 // order.
+#include <ATen/Context.h>
+
 #include <nlohmann/json.hpp>
 
 #include "apps/command_line.h"
@@ -36,7 +38,7 @@ void declare_options(CommandLine& line) {
   line.add_option("dtype", "auto|f32|bf16", "of the computation; auto: bf16 where the CPU multiplies it", "auto");
   line.add_option("stop", "STR", "a text that ends a completion; may be repeated");
   line.add_flag("raw", "no chat template: the prompt's text as it is");
-  line.add_flag("deterministic", "the same bits whatever shares the batch (not in this version)");
+  line.add_flag("deterministic", "the same bits whatever shares the batch, on any number of threads");
 }
 
 SamplingParams sampling_of(const CommandLine& line) {
@@ -69,10 +71,6 @@ int run_generate(int argc, char** argv) {
   CommandLine line = make_command_line();
   declare_options(line);
   if (!line.parse(argc, argv)) return 0;
-  if (line.flag("deterministic"))
-    throw ConfigError(
-        "--deterministic comes with a later version of temper. Leave it out: with --dtype=f32 the same seed gives "
-        "the same completions on the same machine.");
   const SamplingParams sampling = sampling_of(line);
   const auto num_completions = static_cast<int>(line.integer("num-completions", 1, 1 << 20));
   const std::string dtype = line.one_of("dtype", {"auto", "f32", "bf16"});
@@ -80,6 +78,10 @@ int run_generate(int argc, char** argv) {
   const std::string out_path = line.text("out");
   check_can_write(out_path);
 
+  // On the CPU the engine's kernels compute in fixed tiles whatever the batch: the flag adds what keeps it so for
+  // LibTorch's own operators.
+  at::globalContext().setDeterministicAlgorithms(line.flag("deterministic"), /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
   const InferenceModel loaded = load_inference_model(model_path, dtype);
   const PromptEncoder encoder(loaded.tokenizer, line.flag("raw") || !loaded.chat ? nullptr : &*loaded.chat);
   const PromptDataset dataset = PromptDataset::load(prompts_path, {}, encoder);

@@ -16,7 +16,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kVocabularyBlock = 2048;  // columns of logits alive at once; a multiple of PackedMatrix::kTileColumns
+constexpr int64_t kVocabularyBlock = kLogsumexpBlock;  // columns of logits alive at once
+static_assert(kVocabularyBlock % PackedMatrix::kTileColumns == 0);
 
 // The logits of columns [begin, end), [n, end - begin] f32, in a buffer that is used again for each block.
 at::Tensor block_logits(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t end,
@@ -58,7 +59,7 @@ LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const
   });
   const at::Tensor block_sums = at::stack(sums, 1);  // [n, blocks]
   LogprobResult result;
-  result.logsumexp = block_sums.logsumexp(1);
+  result.logsumexp = combine_logsumexp(block_sums);
   const at::Tensor log_share = block_sums - result.logsumexp.unsqueeze(1);
   result.entropies = (log_share.exp() * (at::stack(entropies, 1) - log_share)).sum(1);
   result.logprobs = target_logits - result.logsumexp;

@@ -237,15 +237,73 @@ float filter_threshold(const float* logits, int64_t vocab, float inv_temperature
   return threshold;
 }
 
-TokenDraw draw_token(const float* logits, int64_t vocab, double temperature, const TokenFilter& filter, double u) {
+namespace {
+
+float combine(const float* sums, int64_t count) {
+  const double top = *std::max_element(sums, sums + count);
+  if (!std::isfinite(top)) return static_cast<float>(top);
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += std::exp(static_cast<double>(sums[i]) - top);
+  return static_cast<float>(top + std::log(total));
+}
+
+struct RowSums {
+  float top;
+  double total;  // of the weights exp((logit - top) * inv_temperature)
+  float logsumexp;
+};
+
+// Block by block, each from its own maximum as vocab_statistics takes it; block_sums [vocab / kVocabBlock] and total
+// are then weights from the row's maximum.
+RowSums sum_row(const float* logits, int64_t vocab, double inv_temperature, std::vector<float>& block_sums) {
   const VocabRowKernels& kernels = vocab_row_kernels();
-  const float top = kernels.maximum(logits, vocab);
-  const auto log_sum = [&](double sum, double scale) { return static_cast<float>(top * scale + std::log(sum)); };
+  thread_local std::vector<float> sums, tops;
+  sums.clear();
+  tops.clear();
+  for (int64_t first = 0; first < vocab; first += kLogsumexpBlock) {
+    const int64_t count = std::min(kLogsumexpBlock, vocab - first);
+    const float top = kernels.maximum(logits + first, count);
+    float* parts = block_sums.data() + first / kVocabBlock;
+    tops.push_back(top);
+    if (top == kLowest) {  // all masked
+      sums.push_back(kLowest);
+      std::fill_n(parts, (count + kVocabBlock - 1) / kVocabBlock, 0.0f);
+      continue;
+    }
+    const double sum =
+        kernels.sum_weights(logits + first, count, top, static_cast<float>(inv_temperature), kLowest, parts, nullptr);
+    sums.push_back(static_cast<float>(static_cast<double>(top) * inv_temperature + std::log(sum)));
+  }
+  RowSums row{*std::max_element(tops.begin(), tops.end()), 0, combine(sums.data(), static_cast<int64_t>(sums.size()))};
+  constexpr size_t kParts = kLogsumexpBlock / kVocabBlock;
+  for (size_t i = 0; i < block_sums.size(); ++i) {
+    const double shift = static_cast<double>(tops[i / kParts]) - row.top;
+    block_sums[i] = static_cast<float>(block_sums[i] * std::exp(shift * inv_temperature));
+    row.total += block_sums[i];
+  }
+  return row;
+}
+
+}  // namespace
+
+at::Tensor combine_logsumexp(const at::Tensor& block_sums) {
+  const at::Tensor sums = block_sums.to(at::kCPU).contiguous();
+  at::Tensor result = at::empty({sums.size(0)}, at::kFloat);
+  for (int64_t r = 0; r < sums.size(0); ++r)
+    result.mutable_data_ptr<float>()[r] = combine(sums.const_data_ptr<float>() + r * sums.size(1), sums.size(1));
+  return result.to(block_sums.device());
+}
+
+TokenDraw draw_token(const float* logits, int64_t vocab, double temperature, const TokenFilter& filter, double u) {
+  static_assert(kLogsumexpBlock % kVocabBlock == 0);
+  const VocabRowKernels& kernels = vocab_row_kernels();
   const int64_t num_blocks = (vocab + kVocabBlock - 1) / kVocabBlock;
-  std::vector<float> block_sums(num_blocks);
-  const double plain_sum = kernels.sum_weights(logits, vocab, top, 1.0f, kLowest, block_sums.data(), nullptr);
+  thread_local std::vector<float> block_sums;
+  block_sums.resize(static_cast<size_t>(num_blocks));
+  RowSums sums = sum_row(logits, vocab, 1, block_sums);
+  const float top = sums.top;
   TokenDraw draw;
-  draw.logsumexp = log_sum(plain_sum, 1);
+  draw.logsumexp = sums.logsumexp;
   if (temperature == 0) {
     draw.token = row_argmax(logits, vocab);
     draw.logit = logits[draw.token];
@@ -253,10 +311,9 @@ TokenDraw draw_token(const float* logits, int64_t vocab, double temperature, con
     return draw;
   }
   const float inv_temperature = static_cast<float>(1 / temperature);
-  double total = plain_sum;
-  if (temperature != 1)
-    total = kernels.sum_weights(logits, vocab, top, inv_temperature, kLowest, block_sums.data(), nullptr);
-  draw.scaled_logsumexp = log_sum(total, 1 / temperature);
+  if (temperature != 1) sums = sum_row(logits, vocab, 1 / temperature, block_sums);
+  draw.scaled_logsumexp = sums.logsumexp;
+  double total = sums.total;
   float threshold = kLowest;
   if (filter.active(vocab)) {
     threshold = filter_threshold(logits, vocab, inv_temperature, filter);

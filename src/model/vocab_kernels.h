@@ -11,6 +11,13 @@
 
 namespace temper {
 
+// Columns whose log-sum-exp is rounded to f32 before combine_logsumexp adds them up: of the sampler and of whoever
+// computes log-probabilities block by block, so that both have the same bits.
+constexpr int64_t kLogsumexpBlock = 2048;
+
+// block_sums [n, blocks] f32, the log-sum-exp of each block of a row → of the row [n]; f64 inside, in order.
+at::Tensor combine_logsumexp(const at::Tensor& block_sums);
+
 struct VocabStatistics {
   at::Tensor logsumexp;      // [n] of logits * inv_temperature
   at::Tensor target_logits;  // [n] logit of the target * inv_temperature; undefined without targets
@@ -45,7 +52,7 @@ struct TokenFilter {
 struct TokenDraw {
   int64_t token = 0;
   float logit = 0;      // raw
-  float logsumexp = 0;  // of the raw logits (temperature 1): logprob = logit - logsumexp
+  float logsumexp = 0;  // of the raw logits (temperature 1), by blocks: logprob = logit - logsumexp
   float scaled_logsumexp =
       0;  // of logits / temperature, before the filter: behavior_logprob = logit / temperature - this
 };

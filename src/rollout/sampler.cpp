@@ -44,9 +44,10 @@ std::vector<DrawnToken> draw_tokens(const at::Tensor& logits, const std::vector<
       DrawnToken& token = tokens[static_cast<size_t>(i)];
       token.token_id = static_cast<int32_t>(drawn.token);
       token.logprob = drawn.logit - drawn.logsumexp;
-      token.behavior_logprob = sampling.temperature == 0
-                                   ? token.logprob
-                                   : static_cast<float>(drawn.logit / sampling.temperature) - drawn.scaled_logsumexp;
+      token.behavior_logprob =
+          sampling.temperature == 0
+              ? token.logprob
+              : static_cast<float>(drawn.logit * (1 / sampling.temperature)) - drawn.scaled_logsumexp;
     }
   });
   for (size_t i = 0; i < tokens.size(); ++i)

@@ -136,6 +136,26 @@ TEST_F(Generate, TemperatureZeroIgnoresTheSeed) {
   EXPECT_EQ(read_file(out_), first);
 }
 
+TEST_F(Generate, DeterministicBitsDoNotDependOnBatchMatesNorThreads) {
+  const std::string first = R"({"prompt": "one"})"
+                            "\n",
+                    more = R"({"prompt": "two, which is longer"})"
+                           "\n";
+  const auto completions = [&](const std::string& prompts, const char* num_completions, const char* threads) {
+    setenv("OMP_NUM_THREADS", threads, 1);
+    const RunResult result = generate(prompts, {"--deterministic", "--num-completions", num_completions});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    const std::string text = read_file(out_);
+    return json::parse(text.substr(0, text.find('\n')))["completions"][0].dump();
+  };
+  const char* before = getenv("OMP_NUM_THREADS");
+  const std::string threads = before == nullptr ? "2" : before;
+  const std::string alone = completions(first, "1", "1");
+  EXPECT_EQ(completions(first + more + more, "5", "2"), alone);
+  EXPECT_EQ(completions(first + more, "3", "3"), alone);
+  setenv("OMP_NUM_THREADS", threads.c_str(), 1);
+}
+
 TEST_F(Generate, BadInputLeavesNoFileBehind) {
   const auto refuses = [&](const std::string& prompts, const std::vector<std::string>& options, int exit_code,
                            const testing::Matcher<std::string>& message) {
@@ -144,7 +164,6 @@ TEST_F(Generate, BadInputLeavesNoFileBehind) {
     EXPECT_THAT(result.err, message);
     EXPECT_FALSE(file_exists(out_));
   };
-  refuses(kPrompts, {"--deterministic"}, 2, AllOf(HasSubstr("--deterministic"), HasSubstr("later version")));
   refuses("{\"prompt\": \"x\"}\n{\"prompt\": \n", {}, 5, HasSubstr("prompts.jsonl:2"));
   refuses("{\"prompt\": \"x\"}\n{\"question\": \"x\"}\n", {}, 5,
           AllOf(HasSubstr("prompts.jsonl:2"), HasSubstr("question")));
