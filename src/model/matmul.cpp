@@ -69,15 +69,15 @@ void pack_tiles(const TFrom* weight, int64_t outputs, int64_t inputs, int64_t st
         T* to = out + k * kColumns;
         if constexpr (std::is_same_v<T, TFrom>) {
           if (stride_input == 1 && columns == kColumns && k + kPair <= inputs) {
-            for (int64_t n = 0; n < kColumns; ++n) std::memcpy(to + n * kPair, from + n * stride_output, kPair * sizeof(T));
+            for (int64_t n = 0; n < kColumns; ++n)
+              std::memcpy(to + n * kPair, from + n * stride_output, kPair * sizeof(T));
             continue;
           }
         }
         for (int64_t n = 0; n < kColumns; ++n)
           for (int64_t p = 0; p < kPair; ++p)
-            to[n * kPair + p] = n < columns && k + p < inputs
-                                    ? static_cast<T>(from[n * stride_output + p * stride_input])
-                                    : T(0);
+            to[n * kPair + p] =
+                n < columns && k + p < inputs ? static_cast<T>(from[n * stride_output + p * stride_input]) : T(0);
       }
     }
   });
