@@ -30,6 +30,7 @@ void print_help(std::ostream& out) {
   out << "Measures a part on this machine; one JSON line a result, the summary last.\n\n"
          "Usage: temper bench NAME [--help]\n\n";
   for (const Bench& bench : kBenches) out << "  " << bench.name << "  " << bench.help << "\n";
+  out << "\nEach takes --log-level LEVEL (default: info); temper bench NAME --help shows the options of its own.\n";
 }
 
 std::string cpu_name() {

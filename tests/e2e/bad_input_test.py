@@ -92,7 +92,6 @@ class BadInput(harness.Case):
         base = ("generate", "--model", "runs/tiny/model", "--prompts", "p.jsonl", "--out", "out.jsonl")
         self.assert_error(harness.temper(*base, "--max-new-tokens", "0", cwd=self.folder), 2, "max-new-tokens")
         self.assert_error(harness.temper(*base, "--top-p", "1.5", cwd=self.folder), 2, "top_p", "1.5")
-        self.assert_error(harness.temper(*base, "--deterministic", cwd=self.folder), 2, "--deterministic")
         self.assert_error(harness.temper(*base, "--colour", "red", cwd=self.folder), 2, "colour")
         (self.folder / "p.jsonl").write_text('{"prompt": "ok"}\n{"prompt": "' + "x" * 500 + '"}\n')
         self.assert_error(harness.temper(*base, cwd=self.folder), 2, "p.jsonl:2", "500", "64")

@@ -293,7 +293,7 @@ class Serve(harness.Case):
         other.mkdir()
         for file in self.model.iterdir():
             (other / file.name).write_bytes(file.read_bytes())
-        for change, words, options in (({"num_hidden_layers": 1 << 17}, ("million parameters", "MB of memory", "are free"), ()),
+        for change, words, options in (({"num_hidden_layers": 1 << 17, "intermediate_size": 1 << 14}, ("million parameters", "MB of memory", "are free"), ()),
                                        ({"max_position_embeddings": 1 << 16}, ("kv_cache_memory", "MB of memory are free"),
                                         ("--max-num-seqs", "4096", "--kv-cache-memory", "100000000"))):
             (other / "config.json").write_text(json.dumps({**config, **change}))
