@@ -1,0 +1,135 @@
+#include "comm/rank_board.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/log.h"
+
+namespace temper {
+namespace {
+
+// What a status file holds, written in one piece.
+struct Status {
+  int64_t sequence = -1;  // the operation begun last
+  double time = 0;        // when, seconds since 1970
+  int64_t pid = 0;
+  char host[64] = {};
+  char name[96] = {};
+};
+
+std::string path_of(const std::string& folder, int rank) { return format("{}/rank_{}.status", folder, rank); }
+
+std::string host_name() {
+  char name[64] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
+// The state letter of a process of this machine; '?': there is none.
+char process_state(int64_t pid) {
+  std::ifstream file(format("/proc/{}/stat", pid));
+  std::string text;
+  if (!std::getline(file, text)) return '?';
+  const size_t name_end = text.rfind(')');
+  return name_end + 2 < text.size() ? text[name_end + 2] : '?';
+}
+
+std::string describe(const Status& status) {
+  std::string text = format("last: \"{}\", operation {}, {} s ago", status.name, status.sequence,
+                            static_cast<int64_t>(seconds_since_epoch() - status.time));
+  if (status.host != host_name()) return text + format("; on {}", status.host);
+  switch (process_state(status.pid)) {
+    case 'T':
+    case 't':
+      return text + "; its process is stopped";
+    case '?':
+    case 'Z':
+    case 'X':
+      return text + "; its process is gone";
+    default:
+      return text;
+  }
+}
+
+}  // namespace
+
+RankBoard::RankBoard(const std::string& folder, int rank, int size, std::chrono::milliseconds late_after)
+    : folder_(folder), rank_(rank), size_(size), late_after_(late_after) {
+  const std::string path = path_of(folder, rank);
+  file_ = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file_ < 0)
+    throw IoError("{}: cannot be written ({}). Check the folder's permissions.", path, std::strerror(errno));
+  if (rank_ == 0 && late_after_.count() > 0) watcher_ = std::thread([this] { watch(); });
+}
+
+RankBoard::~RankBoard() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+    changed_.notify_all();
+  }
+  if (watcher_.joinable()) watcher_.join();
+  close(file_);
+}
+
+void RankBoard::begun(const std::shared_ptr<CommOperation>& operation) {
+  Status status;
+  status.sequence = operation->sequence;
+  status.time = seconds_since_epoch();
+  status.pid = getpid();
+  std::strncpy(status.host, host_name().c_str(), sizeof status.host - 1);
+  std::strncpy(status.name, operation->name.c_str(), sizeof status.name - 1);
+  // Help for a person, no more: a disk that is full must not end a run.
+  [[maybe_unused]] const ssize_t written = pwrite(file_, &status, sizeof status, 0);
+  if (!watcher_.joinable()) return;
+  const std::lock_guard lock(mutex_);
+  while (!under_way_.empty() && (under_way_.front().expired() || under_way_.front().lock()->done()))
+    under_way_.pop_front();
+  under_way_.push_back(operation);
+}
+
+std::string RankBoard::describe_missing(int64_t sequence) const {
+  std::string text;
+  for (int r = 0; r < size_; ++r) {
+    Status status;
+    const int file = open(path_of(folder_, r).c_str(), O_RDONLY | O_CLOEXEC);
+    const bool read_it = file >= 0 && pread(file, &status, sizeof status, 0) == static_cast<ssize_t>(sizeof status);
+    if (file >= 0) close(file);
+    if (read_it && status.sequence >= sequence) continue;
+    if (!text.empty()) text += ", ";
+    text += format("rank {} ({})", r, read_it ? describe(status) : "which has begun nothing yet");
+  }
+  return text;
+}
+
+// produces: warnings; consumes: operations under way; waits for: the clock; is unblocked by: the destructor.
+void RankBoard::watch() {
+  int64_t reported = -1;
+  std::unique_lock lock(mutex_);
+  while (!changed_.wait_for(lock, std::min(late_after_, std::chrono::milliseconds(1000)), [this] { return stop_; })) {
+    std::shared_ptr<CommOperation> oldest;  // kept alive while it is looked at
+    for (const auto& weak : under_way_) {
+      oldest = weak.lock();
+      if (oldest && !oldest->done()) break;
+      oldest.reset();
+    }
+    if (!oldest || oldest->sequence == reported) continue;
+    const auto waited = std::chrono::steady_clock::now() - oldest->started;
+    if (waited < late_after_) continue;
+    reported = oldest->sequence;
+    lock.unlock();
+    const std::string missing = describe_missing(oldest->sequence);
+    log_warning("{} has been under way for {} s; {}", oldest->describe(),
+                std::chrono::duration_cast<std::chrono::seconds>(waited).count(),
+                missing.empty() ? "all ranks have begun it" : "not begun by " + missing);
+    lock.lock();
+  }
+}
+
+}  // namespace temper

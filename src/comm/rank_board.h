@@ -1,0 +1,45 @@
+// Where each rank writes what it has begun, for the others to read when something is late: a small file a rank, in a
+// folder that all ranks see. It is a way round the very communication that may be stuck. The first rank watches: an
+// operation that takes long is reported, once, with the ranks that have not begun it and what they did last.
+#pragma once
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace temper {
+
+class RankBoard {
+ public:
+  // Makes FOLDER/rank_N.status. late_after: when the first rank speaks up; 0: never. IoError.
+  RankBoard(const std::string& folder, int rank, int size, std::chrono::milliseconds late_after);
+  ~RankBoard();
+  RankBoard(const RankBoard&) = delete;
+  RankBoard& operator=(const RankBoard&) = delete;
+
+  void begun(const std::shared_ptr<CommOperation>& operation);
+
+  // The ranks that have not begun this operation, with what each did last and whether its process still runs: "rank 1
+  // (last: "metrics", operation 11, 75 s ago; its process is stopped)". Empty: all have.
+  std::string describe_missing(int64_t sequence) const;
+
+ private:
+  void watch();
+
+  std::string folder_;
+  int rank_, size_;
+  std::chrono::milliseconds late_after_;
+  int file_ = -1;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::weak_ptr<CommOperation>> under_way_;  // guarded by mutex_; only where somebody watches
+  bool stop_ = false;                                   // guarded by mutex_
+  std::thread watcher_;
+};
+
+}  // namespace temper

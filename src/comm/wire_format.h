@@ -1,0 +1,69 @@
+// Groups as bytes, between processes of one build: counts and numbers in the machine's own order (little-endian on
+// every machine that Temper runs on), each string and array after its length as an i64. Nothing outlives a message, so
+// there is no version; what is cut short or says impossible lengths is a FormatError.
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/rollout_types.h"
+
+namespace temper {
+
+// Appends numbers, texts and arrays to a message.
+class WireWriter {
+ public:
+  template <class T>
+  void number(T value) {
+    static_assert(std::is_arithmetic_v<T>);
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  void text(std::string_view value) {
+    number(static_cast<int64_t>(value.size()));
+    bytes_.append(value);
+  }
+  template <class T>
+  void array(const std::vector<T>& values) {
+    number(static_cast<int64_t>(values.size()));
+    bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+  }
+  std::string take() { return std::move(bytes_); }
+
+ private:
+  std::string bytes_;
+};
+
+// Reads them back in the same order.
+class WireReader {
+ public:
+  explicit WireReader(std::string_view bytes) : bytes_(bytes) {}
+  template <class T>
+  T number() {
+    T value;
+    copy(&value, sizeof value);
+    return value;
+  }
+  std::string text() {
+    std::string value(static_cast<size_t>(length(1)), '\0');
+    copy(value.data(), value.size());
+    return value;
+  }
+  template <class T>
+  std::vector<T> array() {
+    std::vector<T> values(static_cast<size_t>(length(sizeof(T))));
+    copy(values.data(), values.size() * sizeof(T));
+    return values;
+  }
+  bool at_end() const { return bytes_.empty(); }
+
+ private:
+  int64_t length(size_t element_bytes);
+  void copy(void* to, size_t count);
+
+  std::string_view bytes_;  // what is left
+};
+
+void write_group(const RolloutGroup& group, WireWriter& writer);
+RolloutGroup read_group(WireReader& reader);
+
+}  // namespace temper
