@@ -63,6 +63,7 @@ max_steps = $steps
 [optim]
 betas = [0.9, 0.99]
 learning_rate = 2e-4
+lr_scheduler_type = "cosine"
 warmup_steps = 10
 TOML
 run() { "$temper" run "$@" --run.dir="$out" --log-level=warning </dev/null; }
@@ -75,7 +76,7 @@ jobs() {
   for seed in $seeds; do
     for preset in grpo dapo dr_grpo gspo rloo; do echo "$preset-$seed --run.seed=$seed --algo.preset=$preset"; done
     echo "ppo-$seed --run.seed=$seed --algo.preset=ppo --algo.num_minibatches=2 --critic.learning_rate=5e-4"
-    echo "distill-$seed --run.seed=$seed --algo.preset=distill --algo.kl_coef=0 --model.teacher=$out/teacher/model --rollout.num_generations=4"
+    echo "distill-$seed --run.seed=$seed --algo.preset=distill --algo.kl_coef=0 --model.teacher=$out/teacher/model --rollout.num_generations=4 --optim.learning_rate=5e-4"
   done
 }
 jobs | while read -r name options; do printf '%s\0' "$temper run $out/rl.toml --run.dir=$out --run.name=$name --log-level=warning $options"; done |

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is too long for every change: tsan on the torch-free folders, the cuda build (needs no GPU), tests labelled gpu where a
+# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build (needs no GPU), tests labelled gpu where a
 # GPU is, tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether
 # it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
@@ -18,6 +18,9 @@ part "release build and all tests" scripts/test.sh
 
 tsan() { scripts/build.sh tsan && ctest --test-dir build/tsan --output-on-failure -R '^(core|config|data|observe)\.'; }
 part "tsan: core, config, data, observe" tsan
+
+asan() { scripts/build.sh asan comm_test algos_test && ctest --test-dir build/asan --output-on-failure -R '^(comm|algos)\.' -LE mpi; }
+part "asan and ubsan: comm, algos" asan
 
 cuda_packages() { scripts/setup_cuda.sh; }
 if cuda_packages; then

@@ -24,6 +24,8 @@ struct Bench {
 
 constexpr Bench kBenches[] = {
     {"rollout", "generation: tokens/s, latencies, memory, share of the matrix-product limit", run_bench_rollout},
+    {"train", "training: tokens/s, memory, share of the matrix-product limit, hidden communication", run_bench_train},
+    {"comm", "collective operations among ranks: bus bandwidth by operation and size", run_bench_comm},
 };
 
 void print_help(std::ostream& out) {
@@ -44,13 +46,15 @@ std::string cpu_name() {
 
 BenchReport::BenchReport(int argc, char** argv) : arguments_(argv, argv + argc) {}
 
-void BenchReport::print(const BenchFields& fields) const {
+void BenchReport::print(const BenchFields& fields,
+                        const std::vector<std::pair<std::string, std::string>>& texts) const {
   nlohmann::ordered_json line = {{"bench", arguments_.front()},
                                  {"version", TEMPER_VERSION},
                                  {"device", "cpu: " + cpu_name()},
                                  {"threads", at::get_num_threads()},
                                  {"command", "temper bench " + join(arguments_, " ")}};
   for (const auto& [name, value] : fields) line[name] = value;
+  for (const auto& [name, text] : texts) line[name] = text;
   std::cout << line.dump() << std::endl;
 }
 

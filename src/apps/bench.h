@@ -14,8 +14,8 @@ class BenchReport {
   // argv[0] is the bench's name.
   BenchReport(int argc, char** argv);
 
-  // One result: the common fields, then these.
-  void print(const BenchFields& fields) const;
+  // One result: the common fields, then these; texts replace numbers of the same name.
+  void print(const BenchFields& fields, const std::vector<std::pair<std::string, std::string>>& texts = {}) const;
 
  private:
   std::vector<std::string> arguments_;
@@ -25,5 +25,7 @@ class BenchReport {
 double quantile(std::vector<double> values, double q);
 
 int run_bench_rollout(int argc, char** argv);
+int run_bench_train(int argc, char** argv);
+int run_bench_comm(int argc, char** argv);
 
 }  // namespace temper

@@ -44,30 +44,42 @@ ModelInit preset_shape(const std::string& preset) {
   return init;
 }
 
+bool takes_directory(const CommandLine& line) {
+  if (line.given("model") == line.given("preset")) throw ConfigError("give either --model DIR or --preset 135m.");
+  return line.given("model");
+}
+
+LoadedModel random_model(const CommandLine& line, at::ScalarType dtype) {
+  TokenizerFacts facts;
+  facts.vocab_size = Tokenizer::bytes().vocab_size();
+  LoadedModel made;
+  made.config = new_model_config(preset_shape(line.one_of("preset", {"tiny", "135m", "0.6b"})), facts);
+  made.parameters = FlatParameters(made.config, dtype);
+  initialize_parameters(made.config, 1, made.parameters);
+  return made;
+}
+
 }  // namespace
 
 void declare_bench_model(CommandLine& line) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("preset", "tiny|135m|0.6b",
                   "in place of --model: random weights, shaped as SmolLM2-135M, Qwen3-0.6B");
-  line.add_option("dtype", "auto|f32|bf16", "of the computation; auto: bf16 where the CPU multiplies it", "auto");
+  declare_dtype(line);
 }
 
 InferenceModel load_bench_model(const CommandLine& line) {
-  const std::string dtype = line.one_of("dtype", {"auto", "f32", "bf16"});
-  if (line.given("model") == line.given("preset")) throw ConfigError("give either --model DIR or --preset 135m.");
-  if (line.given("model")) return load_inference_model(line.text("model"), dtype);
+  const ComputeType type = dtype_of(line);
+  if (takes_directory(line)) return load_inference_model(line.text("model"), type);
   InferenceModel made{Tokenizer::bytes(), {}, nullptr};
-  TokenizerFacts facts;
-  facts.vocab_size = made.tokenizer.vocab_size();
-  const ModelConfig config = new_model_config(preset_shape(line.one_of("preset", {"tiny", "135m", "0.6b"})), facts);
-  const bool bf16 = dtype == "bf16" || (dtype == "auto" && cpu_has_bf16());
-  const at::ScalarType compute = bf16 ? at::kBFloat16 : at::kFloat;
-  FlatParameters parameters(config, compute);
-  initialize_parameters(config, 1, parameters);
-  made.model = std::make_unique<Transformer>(config, compute, /*trainable=*/false);
-  made.model->load(parameters, 0);
+  const LoadedModel random = random_model(line, type.compute);
+  made.model = std::make_unique<Transformer>(random.config, type.compute, /*trainable=*/false, type.weights);
+  made.model->load(random.parameters, 0);
   return made;
+}
+
+LoadedModel load_bench_masters(const CommandLine& line) {
+  return takes_directory(line) ? load_model(line.text("model")) : random_model(line, at::kFloat);
 }
 
 }  // namespace temper

@@ -2,6 +2,7 @@
 #pragma once
 #include "apps/command_line.h"
 #include "apps/inference_model.h"
+#include "model/hf_directory.h"
 
 namespace temper {
 
@@ -10,5 +11,7 @@ void declare_bench_model(CommandLine& line);
 
 // ConfigError unless exactly one of --model and --preset is given.
 InferenceModel load_bench_model(const CommandLine& line);
+// The same to be trained: f32 masters.
+LoadedModel load_bench_masters(const CommandLine& line);
 
 }  // namespace temper

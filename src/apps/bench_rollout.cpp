@@ -51,6 +51,7 @@ struct Run {
   double num_tokens = 0;
   std::vector<GenerationResult> results;
   StepCounts steps;
+  double num_decode_tokens = 0, decode_s = 0;  // of the steps in which every sequence decodes and nothing else happens
 };
 
 Run generate(Engine& engine, const Workload& work, int64_t vocab) {
@@ -58,9 +59,15 @@ Run generate(Engine& engine, const Workload& work, int64_t vocab) {
   const Stopwatch clock;
   const std::clock_t cpu_start = std::clock();
   submit(engine, work, vocab);
+  const int64_t num_sequences = work.num_prompts * work.num_generations;
   while (!engine.idle()) {
+    const Stopwatch step;
     for (GenerationResult& result : engine.step()) run.results.push_back(std::move(result));
-    ++run.steps[engine.last_step()];
+    const StepShape& shape = engine.last_step();
+    ++run.steps[shape];
+    if (shape.num_tokens != num_sequences || shape.num_logit_rows != num_sequences) continue;
+    run.num_decode_tokens += static_cast<double>(num_sequences);
+    run.decode_s += step.seconds();
   }
   run.seconds = clock.seconds();
   run.cpu_s = static_cast<double>(std::clock() - cpu_start) / CLOCKS_PER_SEC;
@@ -180,7 +187,7 @@ int run_bench_rollout(int argc, char** argv) {
 
   generate(engine, work, vocab);                           // compiles kernels, touches memory
   const double peak_rss_mb = megabytes(peak_rss_bytes());  // before the limit's own weights
-  const GemmLimit limit(model.config(), model.compute_dtype());
+  const GemmLimit limit(model.config(), model.compute_dtype(), model.weight_format());
   std::vector<std::pair<double, BenchFields>> repeats;  // by tokens/s
   double measured = 0;
   while (repeats.empty() || measured < seconds) {
@@ -188,6 +195,7 @@ int run_bench_rollout(int argc, char** argv) {
     measured += run.seconds;
     const double rate = run.num_tokens / run.seconds;
     BenchFields fields = {{"tokens_per_s", rate}, {"prefill_tokens_per_s", prefill_rate(engine, work, vocab)}};
+    if (run.decode_s > 0) fields.emplace_back("decode_tokens_per_s", run.num_decode_tokens / run.decode_s);
     for (const auto& field : latencies(run, limits)) fields.push_back(field);
     const EngineStats stats = engine.stats();
     fields.emplace_back("cpu_s", run.cpu_s);

@@ -6,6 +6,7 @@ namespace temper {
 std::span<const Command> commands() {
   static constexpr Command kCommands[] = {
       {"run", "the whole pipeline of a configuration on this machine", run_run},
+      {"train", "one trainer rank of such a run, started by mpirun or srun", run_train},
       {"eval", "accuracy, avg@k and pass@k of a model", run_eval},
       {"generate", "completions of prompts, with token ids and log-probabilities", run_generate},
       {"score", "log-probabilities of given tokens or texts", run_score},

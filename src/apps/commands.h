@@ -15,6 +15,7 @@ struct Command {
 std::span<const Command> commands();
 
 int run_run(int argc, char** argv);
+int run_train(int argc, char** argv);
 int run_eval(int argc, char** argv);
 int run_generate(int argc, char** argv);
 int run_score(int argc, char** argv);

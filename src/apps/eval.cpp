@@ -6,6 +6,7 @@
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
+#include "apps/inference_model.h"
 #include "apps/model_source.h"
 #include "apps/rollout_stack.h"
 #include "apps/stage_data.h"
@@ -60,7 +61,7 @@ Question question_of_options(const CommandLine& line) {
   set("eval.num_completions", line.text("num-completions"));
   set("eval.temperature", line.text("temperature"));
   set("rollout.max_completion_length", line.text("max-new-tokens"));
-  set("run.dtype", quoted(line.text("dtype")));
+  set("rollout.dtype", quoted(line.text("dtype")));
   set("run.seed", line.text("seed"));
   return {parse_config("", settings, "eval").stages.back(), line.text("model")};
 }
@@ -80,7 +81,7 @@ int run_eval(int argc, char** argv) {
   line.add_option("num-completions", "K", "completions a prompt; avg@k and pass@k are over them", "1");
   line.add_option("temperature", "T", "0 is greedy", "0");
   line.add_option("max-new-tokens", "TOKENS", "length limit of a completion", "256");
-  line.add_option("dtype", "auto|f32|bf16", "of the computation", "auto");
+  declare_dtype(line);
   line.add_option("seed", "N", "of the draws", "0");
   line.add_option("out", "FILE", "also write the completions there, as JSON lines");
   line.add_config_overrides();
@@ -97,7 +98,8 @@ int run_eval(int argc, char** argv) {
   if (sets.empty() && !text)
     throw ConfigError("there is nothing to evaluate: give data.eval_path or data.task, with eval.num_prompts above 0.");
 
-  const TrainerModel policy = TrainerModel::frozen(std::move(source.model), compute_dtype(stage.run.dtype));
+  const ComputeType type = rollout_type(stage.rollout.dtype, stage.run.dtype);
+  const TrainerModel policy = TrainerModel::frozen(std::move(source.model), type.compute, type.weights);
   const auto rewards = make_stage_rewards(stage, task);
   RolloutStack rollouts(policy.network(), *source.tokenizer, stage, rewards);
   const auto groups = generate_eval(rollouts.source(), sets, stage.eval, sampling_params(stage));

@@ -15,12 +15,12 @@ constexpr int64_t kHeadRows = 64;  // as the engine takes them
 
 }  // namespace
 
-GemmLimit::GemmLimit(const ModelConfig& config, at::ScalarType compute) : compute_(compute) {
+GemmLimit::GemmLimit(const ModelConfig& config, at::ScalarType compute, WeightFormat weights) : compute_(compute) {
   const int64_t hidden = config.hidden_size, wide = config.intermediate_size;
   const at::Tensor qkv = at::randn({config.q_size() + 2 * config.kv_size(), hidden});
   const at::Tensor output = at::randn({hidden, config.q_size()});
   const at::Tensor gate_up = at::randn({2 * wide, hidden}), down = at::randn({hidden, wide});
-  const auto add = [&](const at::Tensor& weight) { products_.emplace_back().pack(weight, compute); };
+  const auto add = [&](const at::Tensor& weight) { products_.emplace_back().pack(weight, compute, weights); };
   for (int64_t layer = 0; layer < config.num_layers; ++layer)
     for (const at::Tensor& weight : {qkv, output, gate_up, down}) add(weight);
   add(at::randn({config.vocab_size, hidden}));

@@ -16,7 +16,7 @@ using StepCounts = std::map<StepShape, int64_t>;
 class GemmLimit {
  public:
   // Packs random weights: every layer its own, so that they come from where a model's come from.
-  GemmLimit(const ModelConfig& config, at::ScalarType compute);
+  GemmLimit(const ModelConfig& config, at::ScalarType compute, WeightFormat weights);
 
   // Seconds for all steps: each shape is timed several times, its median counts. Leaves out shapes that make up less
   // than a thousandth of the rows.

@@ -35,7 +35,7 @@ void declare_options(CommandLine& line) {
   line.add_option("top-k", "K", "draw from the K likeliest tokens; 0: all", "0");
   line.add_option("min-p", "P", "leave out tokens less than P times as likely as the likeliest", "0");
   line.add_option("seed", "N", "of the draws", "0");
-  line.add_option("dtype", "auto|f32|bf16", "of the computation; auto: bf16 where the CPU multiplies it", "auto");
+  declare_dtype(line);
   line.add_option("stop", "STR", "a text that ends a completion; may be repeated");
   line.add_flag("raw", "no chat template: the prompt's text as it is");
   line.add_flag("deterministic", "the same bits whatever shares the batch, on any number of threads");
@@ -73,7 +73,7 @@ int run_generate(int argc, char** argv) {
   if (!line.parse(argc, argv)) return 0;
   const SamplingParams sampling = sampling_of(line);
   const auto num_completions = static_cast<int>(line.integer("num-completions", 1, 1 << 20));
-  const std::string dtype = line.one_of("dtype", {"auto", "f32", "bf16"});
+  const ComputeType type = dtype_of(line);
   const std::string prompts_path = line.text("prompts"), model_path = line.text("model");
   const std::string out_path = line.text("out");
   check_can_write(out_path);
@@ -82,7 +82,7 @@ int run_generate(int argc, char** argv) {
   // LibTorch's own operators.
   at::globalContext().setDeterministicAlgorithms(line.flag("deterministic"), /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);
-  const InferenceModel loaded = load_inference_model(model_path, dtype);
+  const InferenceModel loaded = load_inference_model(model_path, type);
   const PromptEncoder encoder(loaded.tokenizer, line.flag("raw") || !loaded.chat ? nullptr : &*loaded.chat);
   const PromptDataset dataset = PromptDataset::load(prompts_path, {}, encoder);
   Engine engine(*loaded.model, loaded.tokenizer);

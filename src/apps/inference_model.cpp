@@ -1,5 +1,7 @@
 #include "apps/inference_model.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "core/system_memory.h"
 #include "model/hf_directory.h"
@@ -8,10 +10,11 @@ namespace temper {
 namespace {
 
 // The parameters as loaded, which go after packing, the packed copy, and the embedding where it is the head as well.
-void refuse_if_too_large(const std::string& directory, const ModelConfig& config, at::ScalarType compute) {
-  const double compute_bytes = static_cast<double>(c10::elementSize(compute));
+void refuse_if_too_large(const std::string& directory, const ModelConfig& config, const ComputeType& type) {
+  const double loaded = static_cast<double>(c10::elementSize(type.compute));
+  const double packed = type.weights == WeightFormat::kInt8 ? 1 : loaded;
   const double shared = config.tie_word_embeddings ? static_cast<double>(config.vocab_size * config.hidden_size) : 0;
-  const double needed = static_cast<double>(num_parameters(config)) * 2 * compute_bytes + shared * compute_bytes;
+  const double needed = static_cast<double>(num_parameters(config)) * (loaded + packed) + shared * loaded;
   const auto available = static_cast<double>(available_memory_bytes());
   if (needed > available)
     throw ConfigError(
@@ -23,13 +26,24 @@ void refuse_if_too_large(const std::string& directory, const ModelConfig& config
 
 }  // namespace
 
-InferenceModel load_inference_model(const std::string& directory, const std::string& dtype) {
-  const bool bf16 = dtype == "bf16" || (dtype == "auto" && cpu_has_bf16());
-  const at::ScalarType compute = bf16 ? at::kBFloat16 : at::kFloat;
-  refuse_if_too_large(directory, load_model_config(directory), compute);
+void declare_dtype(CommandLine& line) {
+  line.add_option("dtype", "auto|f32|bf16|int8",
+                  "of the computation; auto: bf16 where the CPU multiplies it; int8: as auto, with weights of one byte",
+                  "auto");
+}
+
+ComputeType dtype_of(const CommandLine& line) {
+  const std::span<const std::string_view> names = choice_names<RolloutDtype>();
+  const std::string name = line.one_of("dtype", {names.begin(), names.end()});
+  return rollout_type(static_cast<RolloutDtype>(std::find(names.begin(), names.end(), name) - names.begin()),
+                      Dtype::kAuto);
+}
+
+InferenceModel load_inference_model(const std::string& directory, const ComputeType& type) {
+  refuse_if_too_large(directory, load_model_config(directory), type);
   InferenceModel loaded{Tokenizer::load(directory), ChatTemplate::load(directory), nullptr};
-  const LoadedModel source = load_model(directory, compute);
-  loaded.model = std::make_unique<Transformer>(source.config, compute, /*trainable=*/false);
+  const LoadedModel source = load_model(directory, type.compute);
+  loaded.model = std::make_unique<Transformer>(source.config, type.compute, /*trainable=*/false, type.weights);
   loaded.model->load(source.parameters, 0);
   return loaded;
 }

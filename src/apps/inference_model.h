@@ -4,6 +4,8 @@
 #include <optional>
 #include <string>
 
+#include "apps/command_line.h"
+#include "apps/model_source.h"
 #include "data/chat_template.h"
 #include "data/tokenizer.h"
 #include "model/transformer.h"
@@ -16,8 +18,12 @@ struct InferenceModel {
   std::unique_ptr<Transformer> model;
 };
 
-// dtype: auto (bf16 where the CPU multiplies it), f32 or bf16. ConfigError, before anything is allocated, for a model
+// --dtype auto|f32|bf16|int8, of the computation; int8: the weights alone.
+void declare_dtype(CommandLine& line);
+ComputeType dtype_of(const CommandLine& line);
+
+// ConfigError, before anything is allocated, for a model
 // that the free memory cannot hold; the loaders' errors for what is missing or broken.
-InferenceModel load_inference_model(const std::string& directory, const std::string& dtype);
+InferenceModel load_inference_model(const std::string& directory, const ComputeType& type);
 
 }  // namespace temper

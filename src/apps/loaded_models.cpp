@@ -56,7 +56,7 @@ ModelConfig StageModels::exported_config(const StageConfig& stage) const {
   return config;
 }
 
-StageModels load_stage_models(const StageConfig& stage, const std::string& start) {
+StageModels load_stage_models(const StageConfig& stage, const std::string& start, const Ranks& ranks) {
   StageModels models;
   const at::ScalarType compute = compute_dtype(stage.run.dtype);
   if (uses_reward_model(stage) && stage.algo.trains_on_rollouts())
@@ -72,6 +72,14 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
     throw ConfigError("algo.distill_top_k = {} exceeds the vocabulary of {}. Lower it, or set 0 for all.",
                       stage.algo.distill_top_k, shape.vocab_size);
 
+  const auto make_optimizer = [&](const TrainerModel& model) {
+    return std::make_unique<AdamW>(model.parameters(), adamw_settings(stage.optim),
+                                   model.shard_plan(stage.train.shard, ranks));
+  };
+  const auto make_trainable = [&](LoadedModel model) {
+    return stage.train.shard == Shard::kFull ? TrainerModel::sharded(std::move(model), compute, ranks)
+                                             : TrainerModel::trainable(std::move(model), compute);
+  };
   const auto freeze = [&](const char* key, LoadedModel model) {
     models.identities[key] = identity_of(model);
     return TrainerModel::frozen(std::move(model), compute);
@@ -86,14 +94,13 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
   if (stage.algo.needs_critic() && !stage.critic.shared_backbone) {
     const LoadedModel body =
         stage.critic.path.empty() ? source.model : load_companion("critic.path", stage.critic.path, shape);
-    models.own_critic.emplace(
-        TrainerModel::trainable(with_heads(body, /*lm_head=*/false, /*value_head=*/true), compute));
-    models.own_critic->set_recompute(stage.train.recompute);
-    models.critic_optimizer = std::make_unique<AdamW>(models.own_critic->parameters(), adamw_settings(stage.optim));
+    models.own_critic.emplace(make_trainable(with_heads(body, /*lm_head=*/false, /*value_head=*/true)));
+    if (stage.train.recompute) models.own_critic->set_recompute(true);
+    models.critic_optimizer = make_optimizer(*models.own_critic);
   }
-  models.policy.emplace(TrainerModel::trainable(with_stage_heads(std::move(source.model), stage, start), compute));
-  models.policy->set_recompute(stage.train.recompute);
-  models.optimizer = std::make_unique<AdamW>(models.policy->parameters(), adamw_settings(stage.optim));
+  models.policy.emplace(make_trainable(with_stage_heads(std::move(source.model), stage, start)));
+  if (stage.train.recompute) models.policy->set_recompute(true);
+  models.optimizer = make_optimizer(*models.policy);
   return models;
 }
 

@@ -29,6 +29,6 @@ struct StageModels {
 
 // start: directory of the model to start from; empty: [model] init. Paths of `stage` are directories ("stage:NAME" has
 // been resolved). ConfigError where a model does not fit the policy.
-StageModels load_stage_models(const StageConfig& stage, const std::string& start);
+StageModels load_stage_models(const StageConfig& stage, const std::string& start, const Ranks& ranks = {});
 
 }  // namespace temper

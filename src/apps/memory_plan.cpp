@@ -62,11 +62,25 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   };
   const auto micro = static_cast<double>(stage.train.max_tokens_per_micro_batch);
   MemoryPlan plan;
-  plan.lines.push_back({"master weights (f32)", per_parameter(4), 4 * parameters});
-  plan.lines.push_back({"AdamW moments (f32)", per_parameter(8), 8 * parameters});
-  plan.lines.push_back({"gradients (f32)", per_parameter(4), 4 * parameters});
-  plan.lines.push_back({"packed for forward", per_parameter(element), element * parameters});
-  plan.lines.push_back({"packed for backward", per_parameter(element), element * parameters});
+  // Sharded: a part of the moments, or of masters and gradients too, with two blocks packed at a time.
+  const auto ranks = static_cast<double>(stage.train.ranks);
+  const double moment_shards = stage.train.shard == Shard::kNone ? 1 : ranks;
+  const double weight_shards = stage.train.shard == Shard::kFull ? ranks : 1;
+  const double ends = static_cast<double>(model.vocab_size * model.hidden_size) * (model.tie_word_embeddings ? 1 : 2);
+  const double packed = stage.train.shard == Shard::kFull && ranks > 1
+                            ? ends + 2 * (parameters - ends) / static_cast<double>(model.num_layers)
+                            : parameters;
+  plan.lines.push_back({"master weights (f32)", per_parameter(4 / weight_shards), 4 / weight_shards * parameters});
+  plan.lines.push_back({"AdamW moments (f32)", per_parameter(8 / moment_shards), 8 / moment_shards * parameters});
+  plan.lines.push_back({"gradients (f32)", per_parameter(4 / weight_shards), 4 / weight_shards * parameters});
+  plan.lines.push_back({"packed for forward", format("{} parameters x {} bytes", packed, element), element * packed});
+  plan.lines.push_back({"packed for backward", format("{} parameters x {} bytes", packed, element), element * packed});
+  const ComputeType rollouts = rollout_type(stage.rollout.dtype, stage.run.dtype);
+  const double rollout_element = rollouts.compute == at::kBFloat16 ? 2 : 4;
+  if (stage.algo.trains_on_rollouts() && rollouts != ComputeType{compute_dtype(stage.run.dtype)}) {
+    const double bytes = rollouts.weights == WeightFormat::kInt8 ? 1 : rollout_element;
+    plan.lines.push_back({"packed for rollouts", per_parameter(bytes), bytes * parameters});
+  }
   if (stage.algo.needs_reference()) plan.lines.push_back({"reference", per_parameter(element), element * parameters});
   const auto frozen = [&](const char* what, const std::string& path, bool needed) {
     if (!needed || stage_reference(path)) return;  // an earlier stage's: about the policy's size, not there yet
@@ -91,7 +105,7 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
                         format("{} tokens x {} of the vocabulary x {} bytes", micro, vocabulary_block, 4 + 3 * element),
                         micro * vocabulary_block * (4 + 3 * element)});
   if (stage.algo.trains_on_rollouts()) {
-    const double kv_token = 2.0 * static_cast<double>(model.num_layers * model.kv_size()) * element;
+    const double kv_token = 2.0 * static_cast<double>(model.num_layers * model.kv_size()) * rollout_element;
     const auto tokens = static_cast<double>(
         std::min(stage.rollout.max_num_seqs, stage.train.num_prompts_per_step * stage.rollout.num_generations) *
             stage.rollout.max_completion_length +

@@ -11,6 +11,20 @@ at::ScalarType compute_dtype(Dtype dtype) {
   return dtype == Dtype::kBf16 ? at::kBFloat16 : at::kFloat;
 }
 
+ComputeType rollout_type(RolloutDtype dtype, Dtype run) {
+  switch (dtype) {
+    case RolloutDtype::kF32:
+      return {at::kFloat, WeightFormat::kCompute};
+    case RolloutDtype::kBf16:
+      return {at::kBFloat16, WeightFormat::kCompute};
+    case RolloutDtype::kInt8:
+      return {compute_dtype(run), WeightFormat::kInt8};
+    case RolloutDtype::kAuto:
+      break;
+  }
+  return {compute_dtype(run), WeightFormat::kCompute};
+}
+
 ModelSource load_model_source(const std::string& directory) {
   ModelSource source;
   source.model = load_model(directory);

@@ -8,11 +8,21 @@
 #include "data/chat_template.h"
 #include "data/tokenizer.h"
 #include "model/hf_directory.h"
+#include "model/matmul.h"
 
 namespace temper {
 
 // kAuto becomes bf16 where the CPU multiplies it, else f32.
 at::ScalarType compute_dtype(Dtype dtype);
+
+// What a model computes with: the type of activations, and the weights' own.
+struct ComputeType {
+  at::ScalarType compute = at::kFloat;
+  WeightFormat weights = WeightFormat::kCompute;
+  bool operator==(const ComputeType&) const = default;
+};
+// Of rollouts; kAuto and the activations of kInt8 are the run's.
+ComputeType rollout_type(RolloutDtype dtype, Dtype run);
 
 // A model directory (or [model] init) with its tokenizer and chat template.
 struct ModelSource {

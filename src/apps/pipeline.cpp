@@ -10,6 +10,7 @@
 #include "apps/run_directory.h"
 #include "apps/stage_session.h"
 #include "checkpoint/atomic_directory.h"
+#include "comm/rank_board.h"
 #include "config/load.h"
 #include "config/stage_models.h"
 #include "core/interrupt.h"
@@ -97,24 +98,33 @@ void log_device(const Config& config) {
 
 }  // namespace
 
-ExitCode run_pipeline(const Config& config, const std::string& continue_command) {
+ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks) {
   for (const std::string& warning : config.warnings) log_warning("{}", warning);
   install_stop_handlers();
   at::globalContext().setDeterministicAlgorithms(config.run.deterministic, /*warn_only=*/false);
-  RunDirectory run(config);
+  RunDirectory run(config, ranks);
   log_device(config);
+  if (Communicator* communicator = ranks.communicator()) {
+    const auto late =
+        std::chrono::milliseconds(static_cast<int64_t>(std::min(60.0, config.train.comm_timeout_s / 2) * 1000));
+    communicator->set_board(std::make_unique<RankBoard>(run.path() + "/logs", ranks.rank(), ranks.size(), late));
+  }
   if (fs::exists(run.model() + "/config.json") && config.checkpoint.resume == "auto") {
     log_info("{} is finished: its model is in {}. Start afresh with --checkpoint.resume=never.", run.path(),
              run.model());
     return ExitCode::kDone;
   }
   StartPoint start = find_start(config, run);
-  if (!start.checkpoint.empty()) set_aside_later_stages(config, run, start.stage);
+  if (!start.checkpoint.empty()) {
+    ranks.wait_for_all("what is there is read");
+    if (ranks.leads()) set_aside_later_stages(config, run, start.stage);
+    ranks.wait_for_all("later stages are set aside");
+  }
   bool sinks_open = false;
   for (size_t i = start.stage; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];
     refuse_if_too_large(stage, start.model);
-    StageSession session(stage, start.model, run, dump_toml(config), start.first_version);
+    StageSession session(stage, start.model, run, dump_toml(config), start.first_version, ranks);
     std::optional<int64_t> step;
     if (i == start.stage || stage.checkpoint.resume == "auto")
       step = session.resume(i == start.stage ? start.checkpoint : "");
@@ -133,7 +143,7 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
     start.first_version += stage.train.max_steps;
     if (i + 1 < config.stages.size()) start.model = start_model(config, run, i + 1);
   }
-  if (start.stage == config.stages.size()) {
+  if (start.stage == config.stages.size() && ranks.leads()) {
     // All stages were done, but the run died before its model was written.
     const ModelSource last = load_model_source(run.stage_model(config.stages.back()));
     FileSystem files;
@@ -143,6 +153,7 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command)
       last.tokenizer->save(folder);
     });
   }
+  if (!ranks.leads()) return ExitCode::kDone;
   fs::remove_all(run.stages());
   try {
     write_report(run.path());

@@ -1,14 +1,15 @@
 // The stages of a run on this machine, one after the other, each from the model that the one before it handed on;
-// resumable at any point. `temper run` is this.
+// resumable at any point. `temper run` is this; `temper train` is one rank of it.
 #pragma once
 #include <string>
 
 #include "config/config.h"
 #include "core/error.h"
+#include "trainer/ranks.h"
 
 namespace temper {
 
-// continue_command: what to type to go on after a stop.
-ExitCode run_pipeline(const Config& config, const std::string& continue_command);
+// continue_command: what to type to go on after a stop. Every rank calls this.
+ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks = {});
 
 }  // namespace temper

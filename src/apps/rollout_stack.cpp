@@ -23,10 +23,17 @@ std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage
 }
 
 RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer, const StageConfig& stage,
-                           const std::vector<std::unique_ptr<Reward>>& rewards)
+                           const std::vector<std::unique_ptr<Reward>>& rewards, const Ranks& ranks)
     : engine_(model, tokenizer, engine_options(stage.rollout)),
       source_(engine_, [&rewards, timeout_s = stage.reward.timeout_s](RolloutGroup& group) {
         score_group(rewards, group, timeout_s);
-      }) {}
+      }) {
+  if (ranks.size() > 1) shared_.emplace(source_, ranks);
+}
+
+RolloutSource& RolloutStack::source() {
+  if (shared_) return *shared_;
+  return source_;
+}
 
 }  // namespace temper

@@ -11,6 +11,7 @@
 #include "rollout/engine.h"
 #include "rollout/inline_source.h"
 #include "rollout/reward.h"
+#include "trainer/shared_source.h"
 
 namespace temper {
 
@@ -19,15 +20,16 @@ std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage
 
 class RolloutStack {
  public:
-  // model, tokenizer and rewards outlive it.
+  // model, tokenizer and rewards outlive it. Several ranks generate a share each, and all get all groups.
   RolloutStack(const Transformer& model, const Tokenizer& tokenizer, const StageConfig& stage,
-               const std::vector<std::unique_ptr<Reward>>& rewards);
-  RolloutSource& source() { return source_; }
+               const std::vector<std::unique_ptr<Reward>>& rewards, const Ranks& ranks = {});
+  RolloutSource& source();
   double take_scoring_s() { return source_.take_scoring_s(); }
 
  private:
   Engine engine_;
   InlineRolloutSource source_;
+  std::optional<SharedRolloutSource> shared_;
 };
 
 }  // namespace temper

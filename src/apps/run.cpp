@@ -6,6 +6,7 @@
 #include "apps/memory_plan.h"
 #include "apps/model_checks.h"
 #include "apps/pipeline.h"
+#include "apps/rank_launcher.h"
 #include "config/load.h"
 #include "config/stage_models.h"
 #include "core/log.h"
@@ -74,6 +75,7 @@ int run_run(int argc, char** argv) {
     print_plan(config);
     return 0;
   }
+  if (config.train.ranks > 1) return run_ranks(config.train.ranks, {argv + 1, argv + argc});
   return static_cast<int>(run_pipeline(config, command));
 }
 

@@ -30,11 +30,23 @@ void move_aside(const std::string& path) {
 
 }  // namespace
 
-RunDirectory::RunDirectory(const Config& config) : config_(config), path_(config.run_dir()) {
-  if (config.checkpoint.resume == "never") move_aside(path_);
+RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
+    : config_(config), leads_(ranks.leads()), path_(config.run_dir()) {
+  std::string failure;
+  try {
+    if (leads_) claim();
+  } catch (const IoError& error) {
+    failure = error.what();
+  }
+  failure = ranks.first_error(failure);
+  if (!failure.empty()) throw IoError("{}", failure);
+  set_log_file(leads_ ? path_ + "/logs/run.log" : format("{}/logs/rank_{}.log", path_, ranks.rank()));
+}
+
+void RunDirectory::claim() {
+  if (config_.checkpoint.resume == "never") move_aside(path_);
   make_directories(path_ + "/logs");
   lock_ = std::make_unique<FileLock>(path_ + "/lock");
-  set_log_file(path_ + "/logs/run.log");
 }
 
 std::string RunDirectory::checkpoints(const StageConfig& stage) const {
@@ -43,6 +55,7 @@ std::string RunDirectory::checkpoints(const StageConfig& stage) const {
 }
 
 void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step, bool resumed) {
+  if (!leads_) return;
   write_file_atomically(path_ + "/config.toml", dump_toml(config_));
   const std::string metrics = path_ + "/metrics.jsonl", completions = path_ + "/completions.jsonl";
   metrics_ = std::make_unique<JsonlSink>(metrics, resume_length(metrics, point));
@@ -54,6 +67,7 @@ void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step
 }
 
 void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
+  if (!leads_) return;
   log_every_ = stage.log.every_steps;
   progress_->begin_stage(stage.name, stage.train.max_steps, first_step);
 }
@@ -65,6 +79,7 @@ void RunDirectory::locate_models(StageConfig& stage) const {
 }
 
 void RunDirectory::write(const MetricRecord& record) {
+  if (!leads_) return;
   progress_->update(record);
   bool evaluated = record.step == 0;
   for (const auto& [name, value] : record.values) evaluated = evaluated || name.starts_with("eval/");
@@ -75,6 +90,7 @@ void RunDirectory::write(const MetricRecord& record) {
 
 void RunDirectory::write_completions(const StepResult& step, const std::vector<std::string>& reward_names,
                                      int64_t count) {
+  if (!leads_) return;
   const StepBatch& batch = step.batch;
   const std::vector<int64_t> offsets = batch.loss.offsets();
   // The advantage of a completion: its first token's. Failed completions have none.
@@ -107,6 +123,8 @@ void RunDirectory::write_completions(const StepResult& step, const std::vector<s
   }
 }
 
-void RunDirectory::end_stage() { progress_->end_stage(); }
+void RunDirectory::end_stage() {
+  if (leads_) progress_->end_stage();
+}
 
 }  // namespace temper

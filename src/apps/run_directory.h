@@ -1,5 +1,6 @@
 // runs/NAME: its lock, the places of its files, and what a run writes there as it goes: metrics.jsonl, TensorBoard,
-// completions.jsonl, the progress bar. One object a process; one thread.
+// completions.jsonl, the progress bar. One object a process; one thread. Of several ranks the first writes; the others
+// know the places, and keep a log of their own.
 #pragma once
 #include <memory>
 #include <optional>
@@ -18,7 +19,7 @@ namespace temper {
 class RunDirectory {
  public:
   // Makes and locks the directory. With checkpoint.resume = never an earlier run's directory is renamed aside first.
-  explicit RunDirectory(const Config& config);
+  explicit RunDirectory(const Config& config, const Ranks& ranks = {});
 
   const std::string& path() const { return path_; }
   std::string stage_model(const StageConfig& stage) const { return path_ + "/stages/" + stage.name + "/model"; }
@@ -38,7 +39,10 @@ class RunDirectory {
   void end_stage();
 
  private:
+  void claim();
+
   Config config_;
+  bool leads_;
   std::string path_;
   std::unique_ptr<FileLock> lock_;
   std::unique_ptr<JsonlSink> metrics_, completions_;

@@ -117,12 +117,12 @@ int run_score(int argc, char** argv) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("input", "FILE", "JSON lines with token_ids or text");
   line.add_option("out", "FILE", "JSON lines with logprobs (and token_ids of texts), in the order of the input");
-  line.add_option("dtype", "auto|f32|bf16", "of the computation; auto: bf16 where the CPU multiplies it", "auto");
+  declare_dtype(line);
   if (!line.parse(argc, argv)) return 0;
-  const std::string dtype = line.one_of("dtype", {"auto", "f32", "bf16"});
+  const ComputeType type = dtype_of(line);
   const std::string input_path = line.text("input"), out_path = line.text("out");
   check_can_write(out_path);
-  const InferenceModel loaded = load_inference_model(line.text("model"), dtype);
+  const InferenceModel loaded = load_inference_model(line.text("model"), type);
   std::vector<ScoreItem> items = read_items(input_path, loaded);
 
   Progress progress;

@@ -11,6 +11,7 @@
 #include "checkpoint/atomic_directory.h"
 #include "config/stage_models.h"
 #include "core/error.h"
+#include "core/hash.h"
 #include "core/interrupt.h"
 #include "core/log.h"
 #include "data/overlap.h"
@@ -22,6 +23,7 @@ namespace temper {
 struct StageSession::Parts {
   StageConfig stage;  // its model paths are directories
   RunDirectory& run;
+  Ranks ranks;
   CheckpointHeader header;
   FileSystem files;
   StageModels models;
@@ -38,10 +40,12 @@ struct StageSession::Parts {
   TrainCounters counters;
   bool resumed = false;
 
-  Parts(const StageConfig& stage_config, RunDirectory& directory) : stage(stage_config), run(directory) {}
+  Parts(const StageConfig& stage_config, RunDirectory& directory, const Ranks& all)
+      : stage(stage_config), run(directory), ranks(all) {}
 
   void load_data();
   void warn_of_overlap() const;
+  void compare_ranks() const;
   bool is_teachers(int64_t serial) const;
   double teachers_part(const StepBatch& batch) const;
   std::vector<RolloutGroup> take_groups(int64_t first, int64_t count);
@@ -53,14 +57,6 @@ struct StageSession::Parts {
 };
 
 namespace {
-
-void check_supported(const StageConfig& stage) {
-  if (compute_dtype(*stage.rollout.dtype) != compute_dtype(stage.run.dtype))
-    throw ConfigError(
-        "rollout.dtype = {} differs from run.dtype = {}: rollouts and training share one copy of the weights. Leave "
-        "rollout.dtype out.",
-        to_string(*stage.rollout.dtype), to_string(stage.run.dtype));
-}
 
 void refuse_other_frozen_models(int64_t step, const std::string& kept,
                                 const std::map<std::string, std::string>& identities) {
@@ -81,13 +77,17 @@ void refuse_other_frozen_models(int64_t step, const std::string& kept,
 }  // namespace
 
 StageSession::StageSession(const StageConfig& stage, const std::string& start, RunDirectory& run,
-                           const std::string& config_toml, PolicyVersion first_version)
-    : parts_(std::make_unique<Parts>(stage, run)) {
-  check_supported(stage);
+                           const std::string& config_toml, PolicyVersion first_version, const Ranks& ranks)
+    : parts_(std::make_unique<Parts>(stage, run, ranks)) {
   Parts& parts = *parts_;
   run.locate_models(parts.stage);
-  parts.models = load_stage_models(parts.stage, start);
+  parts.models = load_stage_models(parts.stage, start, ranks);
   StageModels& models = parts.models;
+  const ComputeType rollouts = rollout_type(stage.rollout.dtype, stage.run.dtype);
+  const bool differ = stage.algo.trains_on_rollouts() && rollouts != ComputeType{compute_dtype(stage.run.dtype)};
+  const bool generates = stage.algo.trains_on_rollouts() || evaluates(stage);
+  if (differ || (generates && models.policy->shards() != nullptr))
+    models.policy->separate_rollouts(rollouts.compute, rollouts.weights);
   models.policy->publish(first_version);
   parts.counters.policy_version = first_version;
   parts.task = make_task(stage.data);
@@ -97,12 +97,12 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
 
   if (stage.algo.trains_on_rollouts() || !parts.eval_sets.empty()) {
     parts.rewards = make_stage_rewards(parts.stage, parts.task);
-    parts.rollouts =
-        std::make_unique<RolloutStack>(models.policy->network(), *models.tokenizer, parts.stage, parts.rewards);
+    parts.rollouts = std::make_unique<RolloutStack>(models.policy->rollout_network(), *models.tokenizer, parts.stage,
+                                                    parts.rewards, ranks);
   }
   if (stage.rollout.teacher_share > 0 && models.teacher)
     parts.teacher_rollouts =
-        std::make_unique<RolloutStack>(models.teacher->network(), *models.tokenizer, parts.stage, parts.rewards);
+        std::make_unique<RolloutStack>(models.teacher->network(), *models.tokenizer, parts.stage, parts.rewards, ranks);
   AlgoContext context;
   context.max_completion_length = stage.rollout.max_completion_length;
   context.reward_names = parts.reward_names();
@@ -116,6 +116,7 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   parts.header.model_json = to_config_json(models.policy->config(), at::kFloat);
   parts.header.blobs["frozen_models"] = nlohmann::json(models.identities).dump();
   parts.store.emplace(parts.files, run.checkpoints(stage), static_cast<int>(stage.checkpoint.keep_local));
+  parts.compare_ranks();
 }
 
 StageSession::~StageSession() = default;
@@ -127,6 +128,23 @@ void StageSession::Parts::load_data() {
   if (models.policy->config().lm_head)
     if (const auto text = make_eval_text(stage.eval.bits_per_char_path, *models.tokenizer)) eval_texts.push_back(*text);
   warn_of_overlap();
+}
+
+// The ranks must train one model on one data set.
+void StageSession::Parts::compare_ranks() const {
+  if (ranks.size() == 1) return;
+  const auto compare = [this](const char* what, const std::string& mine, const char* fix) {
+    const std::vector<std::string> all = ranks.communicator()->gather_texts(what, mine);
+    for (size_t r = 1; r < all.size(); ++r)
+      if (all[r] != all[0])
+        throw ConfigError("stage {}: the {} of rank 0 has the hash {}, that of rank {} {}. {}", stage.name, what,
+                          all[0], r, all[r], fix);
+  };
+  compare("training data", header.data_hash, "Give all ranks the same files.");
+  const std::shared_ptr<void> whole = models.policy->gathered();
+  const at::Tensor& weights = models.policy->parameters().flat();
+  compare("model", xxh3_128_hex(weights.const_data_ptr(), weights.nbytes()),
+          "Give all ranks the same model directory.");
 }
 
 void StageSession::Parts::warn_of_overlap() const {
@@ -240,6 +258,7 @@ TrainLoopParts StageSession::Parts::loop_parts() {
   loop.critic_optimizer = models.critic_optimizer.get();
   loop.take_groups = [this](int64_t first, int64_t count) { return take_groups(first, count); };
   loop.reward_weights = reward_weights();
+  loop.ranks = ranks;
   return loop;
 }
 
@@ -254,22 +273,36 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
   const auto blob = found.blobs.find("trainer");
   if (blob == found.blobs.end()) throw FormatError("the checkpoint of step {} has no trainer counters.", found.step);
   const TrainLoopParts loop = loop_parts();
+  for (AdamW* optimizer : {loop.optimizer, loop.critic_optimizer})
+    if (optimizer != nullptr) optimizer->make_room();
   counters = load_counters(blob->second, loop);
   return state_tensors(loop);
 }
 
 std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
   Parts& parts = *parts_;
-  parts.store->remove_stale();
+  if (parts.ranks.leads()) parts.store->remove_stale();
   const auto destinations = [&](const CheckpointHeader& header) { return parts.accept(header); };
   std::optional<LoadedCheckpoint> loaded;
   if (checkpoint.empty()) {
     loaded = parts.store->load_newest(destinations);
   } else {
     loaded = parts.store->load(checkpoint, destinations);
-    parts.store->set_aside_newer_than(loaded->header.step);
+    if (parts.ranks.leads()) parts.store->set_aside_newer_than(loaded->header.step);
+  }
+  if (parts.ranks.size() > 1) {
+    const std::string step = loaded ? format("step {}", loaded->header.step) : "no checkpoint";
+    const std::vector<std::string> steps = parts.ranks.communicator()->gather_texts("resumed step", step);
+    for (size_t r = 1; r < steps.size(); ++r)
+      if (steps[r] != steps[0])
+        throw IoError("rank 0 finds {} in {}, rank {} finds {}. Do all ranks see the same file system?", steps[0],
+                      parts.store->directory(), r, steps[r]);
   }
   if (!loaded) return std::nullopt;
+  for (AdamW* optimizer : {parts.models.optimizer.get(), parts.models.critic_optimizer.get()})
+    if (optimizer != nullptr) optimizer->keep_own();
+  for (const auto* model : {&parts.models.policy, &parts.models.own_critic})
+    if (*model && (*model)->shards() != nullptr) (*model)->shards()->release();
   parts.header.epoch = loaded->header.epoch + 1;
   parts.models.policy->publish(parts.counters.policy_version);
   if (parts.models.own_critic) parts.models.own_critic->publish(parts.counters.policy_version);
@@ -313,11 +346,20 @@ StageOutcome StageSession::run() {
 
 void StageSession::export_model(const std::string& path, at::ScalarType dtype) const {
   const Parts& parts = *parts_;
-  FileSystem files;
-  write_directory_atomically(files, path, [&](const std::string& folder) {
-    write_model_files(folder, parts.models.exported_config(parts.stage), parts.models.policy->parameters(), dtype);
-    parts.models.tokenizer->save(folder);
-  });
+  const std::shared_ptr<void> whole = parts.models.policy->gathered();
+  std::string failure;
+  try {
+    FileSystem files;
+    if (parts.ranks.leads())
+      write_directory_atomically(files, path, [&](const std::string& folder) {
+        write_model_files(folder, parts.models.exported_config(parts.stage), parts.models.policy->parameters(), dtype);
+        parts.models.tokenizer->save(folder);
+      });
+  } catch (const IoError& error) {
+    failure = error.what();
+  }
+  failure = parts.ranks.first_error(failure);
+  if (!failure.empty()) throw IoError("{}", failure);
 }
 
 }  // namespace temper

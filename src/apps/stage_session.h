@@ -16,14 +16,15 @@ class StageSession {
   // start: directory of the model to start from; empty: [model] init. It is also the default reference, the same
   // directory on resume.
   StageSession(const StageConfig& stage, const std::string& start, RunDirectory& run, const std::string& config_toml,
-               PolicyVersion first_version);
+               PolicyVersion first_version, const Ranks& ranks);
   ~StageSession();
 
-  // Takes the newest verified checkpoint of this stage (or the given one). Nothing: starts at step 0.
+  // Takes the newest verified checkpoint of this stage (or the given one), the same on all ranks. Nothing: starts at
+  // step 0.
   std::optional<int64_t> resume(const std::string& checkpoint);
   StageOutcome run();
 
-  // Writes an HF directory in f32, or in the given dtype.
+  // The first rank writes an HF directory in f32, or in the given dtype; it is there for all when this returns.
   void export_model(const std::string& path, at::ScalarType dtype) const;
 
  private:

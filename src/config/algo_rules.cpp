@@ -125,6 +125,13 @@ bool AlgoSection::needs_reference() const { return has_kl(*this) || is_one_of(po
 
 bool AlgoSection::needs_teacher() const { return (distill_coef > 0 && weighs(*this)) || distills(*this); }
 
+RolloutIs correction_of_mismatch(const StageConfig& stage) {
+  const bool alike =
+      stage.rollout.dtype == RolloutDtype::kAuto || to_string(stage.rollout.dtype) == to_string(stage.run.dtype);
+  if (alike || !weighs(stage.algo)) return RolloutIs::kNone;
+  return stage.algo.policy_loss == Loss::kGmpo ? RolloutIs::kSequence : RolloutIs::kToken;
+}
+
 AlgoSection algo_preset(Preset preset) {
   AlgoSection a;
   a.preset = preset;

@@ -14,8 +14,9 @@ namespace temper {
 
 TEMPER_CHOICES(Device, "auto", "cpu");
 TEMPER_CHOICES(Dtype, "auto", "f32", "bf16");
+TEMPER_CHOICES(RolloutDtype, "auto", "f32", "bf16", "int8");
 TEMPER_CHOICES(RolloutKind, "auto", "inline");
-TEMPER_CHOICES(Shard, "none");
+TEMPER_CHOICES(Shard, "none", "optimizer", "full");
 TEMPER_CHOICES(LrScheduler, "constant", "linear", "cosine");
 TEMPER_CHOICES(Preset, "grpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "rloo", "remax",
                "reinforce_plus_plus", "reinforce_plus_plus_baseline", "opo", "gdpo", "gpg", "ppo", "distill", "gkd",

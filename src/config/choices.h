@@ -9,8 +9,9 @@ namespace temper {
 
 enum class Device { kAuto, kCpu };
 enum class Dtype { kAuto, kF32, kBf16 };
+enum class RolloutDtype { kAuto, kF32, kBf16, kInt8 };
 enum class RolloutKind { kAuto, kInline };
-enum class Shard { kNone };
+enum class Shard { kNone, kOptimizer, kFull };
 enum class LrScheduler { kConstant, kLinear, kCosine };
 
 enum class Preset {

@@ -98,8 +98,8 @@ struct RolloutSection {
   int64_t block_size = 16;      // tokens
   bool enable_prefix_sharing = true;
   bool enable_chunked_prefill = true;
-  std::optional<Dtype> dtype;  // after loading always set: run.dtype where not given
-  double teacher_share = 0;    // of a step's prompts, whose completions the teacher generates
+  RolloutDtype dtype = RolloutDtype::kAuto;  // auto: run.dtype, on the trainer's own copy of the weights
+  double teacher_share = 0;                  // of a step's prompts, whose completions the teacher generates
   bool operator==(const RolloutSection&) const = default;
 };
 
@@ -226,6 +226,7 @@ struct TrainSection {
   int64_t tensor_parallel = 1;
   int64_t replicas = 1;
   int64_t ranks = 1;
+  double comm_timeout_s = 600;
   bool operator==(const TrainSection&) const = default;
 };
 

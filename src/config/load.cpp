@@ -3,6 +3,7 @@
 #include "config/load.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 
 #include "config/algo_rules.h"
@@ -65,7 +66,6 @@ Settings without_algo(const Settings& settings) {
 
 void resolve_defaults(const std::string& stem, Sections* s) {
   if (s->run.name.empty()) s->run.name = stem;
-  if (!s->rollout.dtype) s->rollout.dtype = s->run.dtype;
   if (!s->algo.whiten_advantages) s->algo.whiten_advantages = s->algo.whitens();
   if (s->reward.functions.empty() && !s->data.task.empty()) s->reward.functions = {"task"};
 }
@@ -179,6 +179,10 @@ class Loader {
     };
     resolved.own_model = (is_first || names_model(stage.settings) || names_model(own_overrides)) &&
                          !stage_reference(resolved.model.path);
+    const std::array layers = {&root, &stage.settings, &overrides, &own_overrides};
+    const bool sets_rollout_is = std::any_of(layers.begin(), layers.end(),
+                                             [](const Settings* layer) { return has_key(*layer, "algo.rollout_is"); });
+    if (!sets_rollout_is) resolved.algo.rollout_is = correction_of_mismatch(resolved);
     for (const Settings* layer : {&root, &stage.settings, &own_overrides}) warn_unused(*layer, resolved);
     resolve_defaults(stem(), &resolved);
     return resolved;

@@ -164,7 +164,11 @@ void add_rollout(TableBuilder& table) {
   TEMPER_KEY(rollout.block_size, "Tokens a cache block.").unit("tokens").at_least(1);
   TEMPER_KEY(rollout.enable_prefix_sharing, "A group computes and stores its prompt once.");
   TEMPER_KEY(rollout.enable_chunked_prefill, "Long prompts take several steps, beside sequences that generate.");
-  TEMPER_KEY(rollout.dtype, "Compute type of generation.").by_default("run.dtype");
+  TEMPER_KEY(
+      rollout.dtype,
+      "Compute type of generation; auto: run.dtype, with one copy of the weights for rollouts and training. int8:"
+      " weights of one byte, in a copy of their own. Where the types differ, algo.rollout_is becomes token (gmpo:"
+      " sequence) unless it is given.");
   TEMPER_KEY(rollout.teacher_share,
              "Distillation: share of a step's prompts whose completions the teacher generates, which is off-policy.")
       .between(0, 1);
@@ -266,10 +270,21 @@ void add_train(TableBuilder& table) {
       .unit("tokens")
       .at_least(1);
   TEMPER_KEY(train.recompute, "Recomputes each block's activations in the backward pass: less memory, more time.");
-  TEMPER_KEY(train.shard, "What is split over the ranks.");
+  TEMPER_KEY(
+      train.shard,
+      "What is split over the ranks: nothing; AdamW's moments (ZeRO-1); or weights, gradients and moments (ZeRO-3),"
+      " gathered block by block, which recomputes activations.");
   TEMPER_KEY(train.tensor_parallel, "Ranks that share each layer.").only(1);
   TEMPER_KEY(train.replicas, "Copies of the sharded model.").only(1);
-  TEMPER_KEY(train.ranks, "Trainer processes.").only(1);
+  TEMPER_KEY(train.ranks,
+             "Trainer processes, each with a copy of the model; `temper run` starts them with mpirun on this machine."
+             " With `temper train` under mpirun or srun, 1 stands for as many as were started.")
+      .at_least(1)
+      .whole_run();
+  TEMPER_KEY(train.comm_timeout_s, "An operation among the ranks that takes longer ends them all.")
+      .unit("s")
+      .above(0)
+      .whole_run();
 }
 
 void add_optim(TableBuilder& table) {

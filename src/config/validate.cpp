@@ -254,6 +254,12 @@ Messages stage_doubts(const StageConfig& s) {
         format("rollout.teacher_share = {}: that share of a step's prompts is answered by the teacher, which is"
                " off-policy. Set it to 0 for purely on-policy distillation.",
                s.rollout.teacher_share));
+  const RolloutIs correction = correction_of_mismatch(s);
+  if (correction != RolloutIs::kNone && s.algo.rollout_is == RolloutIs::kNone)
+    doubts.push_back(
+        format("rollout.dtype = {} with algo.rollout_is = none: the rollouts' other weights are not corrected for. Set"
+               " algo.rollout_is = {}.",
+               to_string(s.rollout.dtype), to_string(correction)));
   if (s.algo.needs_critic() && s.critic.shared_backbone && s.critic.learning_rate > 0)
     doubts.push_back(
         format("critic.learning_rate = {} has no effect: with critic.shared_backbone = true the policy's optimiser"

@@ -55,6 +55,8 @@ LogLevel parse_log_level(std::string_view name) {
 
 void set_log_level(LogLevel level) { logger().set_level(spdlog_level(level)); }
 
+void set_terminal_log_level(LogLevel level) { logger().sinks().front()->set_level(spdlog_level(level)); }
+
 void set_log_file(const std::string& path) {
   try {
     auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path);

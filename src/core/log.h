@@ -11,7 +11,8 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 
 LogLevel parse_log_level(std::string_view name);  // debug, info, warning, error, off; throws ConfigError
 void set_log_level(LogLevel level);
-void set_log_file(const std::string& path);  // every line is also appended there
+void set_terminal_log_level(LogLevel level);  // of standard error alone; the log file keeps all
+void set_log_file(const std::string& path);   // every line is also appended there
 
 // A progress bar owns the last line of the terminal: `before` erases it and `after` draws it again around each log
 // line.

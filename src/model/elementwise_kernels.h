@@ -63,6 +63,14 @@ struct NarrowTask {
   int64_t out_stride = 0;
 };
 
+// Int8 weights as f32 or bf16 values, in which they are exact. Rows of both sides are `stride` elements apart.
+struct WidenTask {
+  const int8_t* from = nullptr;
+  int64_t num_rows = 0, row_size = 0, stride = 0;  // row_size: a multiple of 32
+  bool to_bf16 = false;
+  void* to = nullptr;
+};
+
 struct ElementwiseKernels {
   void (*rms_norm)(const RmsNormTask&);
   void (*rms_norm_backward)(const RmsNormTask&);
@@ -71,6 +79,7 @@ struct ElementwiseKernels {
   void (*silu_mul)(const SiluMulTask&);
   void (*silu_mul_backward)(const SiluMulTask&);
   void (*narrow)(const NarrowTask&);
+  void (*widen)(const WidenTask&);
 };
 
 const ElementwiseKernels& elementwise_kernels();

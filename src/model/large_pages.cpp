@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstring>
+
 namespace temper {
 namespace {
 
@@ -20,6 +22,25 @@ void advise_large_pages(const at::Tensor& x) {
   if (x.device().is_cpu() && end > begin + 2 * static_cast<uintptr_t>(kLargePage))
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+void release_memory(const at::Tensor& x) {
+  at::Tensor target = x;
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  if (x.device().is_cpu()) {
+    auto* data = static_cast<char*>(target.mutable_data_ptr());
+    const auto address = reinterpret_cast<uintptr_t>(data);
+    const uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + x.nbytes()) / kPage * kPage;
+    if (begin < end && madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED) == 0) {
+      // Pages that others share keep their place.
+      std::memset(data, 0, begin - address);
+      std::memset(reinterpret_cast<char*>(end), 0, address + x.nbytes() - end);
+      return;
+    }
+  }
+#endif
+  target.zero_();
 }
 
 at::Tensor empty_in_large_pages(at::IntArrayRef shape, at::ScalarType dtype) {

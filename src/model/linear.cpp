@@ -60,8 +60,9 @@ struct LinearAdd : torch::autograd::Function<LinearAdd> {
 }  // namespace
 
 void LinearWeights::load(const at::Tensor& weight, const at::Tensor& bias_master, at::ScalarType compute,
-                         bool trainable) {
-  forward.pack(weight, compute);
+                         bool trainable, WeightFormat format) {
+  TEMPER_CHECK(!trainable || format == WeightFormat::kCompute, "int8 weights are for generation");
+  forward.pack(weight, compute, format);
   if (trainable) backward.pack_transposed(weight, compute);
   if (bias_master.defined()) bias = round_to(bias_master, compute);
 }

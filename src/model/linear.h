@@ -16,8 +16,9 @@ struct LinearWeights {
   at::Tensor weight_grad;  // [N, K] f32 or undefined
   at::Tensor bias_grad;    // [N] f32 or undefined
 
-  // weight [N, K] and bias [N] (may be undefined) are the f32 masters.
-  void load(const at::Tensor& weight, const at::Tensor& bias_master, at::ScalarType compute, bool trainable);
+  // weight [N, K] and bias [N] (may be undefined) are the f32 masters. REQUIRES: a trainable one is not int8.
+  void load(const at::Tensor& weight, const at::Tensor& bias_master, at::ScalarType compute, bool trainable,
+            WeightFormat format = WeightFormat::kCompute);
 };
 
 // x [T, K] → x · Wᵀ + bias [T, N] in out_dtype. Differentiable in x; adds to weight_grad and bias_grad in its backward.

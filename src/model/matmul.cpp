@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "core/error.h"
 #include "model/elementwise_kernels.h"
@@ -27,6 +28,10 @@ constexpr int64_t kInnerStep = 64;    // its padding: bounds the number of compi
 // long sum falls with the square root of their number. bf16 operands are rounded far more coarsely than that.
 template <class T>
 constexpr int64_t kSumPiece = std::is_same_v<T, at::BFloat16> ? INT64_MAX : 64;
+
+// Neighbours of the inner dimension that lie side by side.
+template <class T>
+constexpr int64_t kPairOf = std::is_same_v<T, at::BFloat16> ? 2 : 1;
 
 // Any number of rows: kernels are compiled per shape, so rows go in powers of two.
 template <class T>
@@ -53,11 +58,10 @@ void for_each_dtype(at::ScalarType dtype, Function function) {
     function(float{});
 }
 
-// [N, K] → [tiles, K, 64] or, in bf16, [tiles, K/2, 64, 2]; rows and columns beyond the matrix are zero.
-template <class TFrom, class T>
+// [N, K] → [tiles, K, 64] or, in pairs, [tiles, K/2, 64, 2]; rows and columns beyond the matrix are zero.
+template <int64_t kPair, class TFrom, class T>
 void pack_tiles(const TFrom* weight, int64_t outputs, int64_t inputs, int64_t stride_output, int64_t stride_input,
                 int64_t padded_inputs, T* packed) {
-  constexpr int64_t kPair = std::is_same_v<T, at::BFloat16> ? 2 : 1;
   const int64_t tiles = (outputs + kColumns - 1) / kColumns;
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -83,6 +87,22 @@ void pack_tiles(const TFrom* weight, int64_t outputs, int64_t inputs, int64_t st
   });
 }
 
+// [N, K] of any floating dtype → integers [N, K] int8 and their scales [N] f32.
+std::pair<at::Tensor, at::Tensor> quantize_rows(const at::Tensor& weight) {
+  constexpr int64_t kBlockRows = 2048;  // bounds the copy in f32
+  const at::Tensor integers = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+  const at::Tensor scales = at::empty({weight.size(0)}, weight.options().dtype(at::kFloat));
+  for (int64_t begin = 0; begin < weight.size(0); begin += kBlockRows) {
+    const int64_t rows = std::min(kBlockRows, weight.size(0) - begin);
+    const at::Tensor block = weight.narrow(0, begin, rows).to(at::kFloat);
+    const at::Tensor largest = block.abs().amax(1);
+    scales.narrow(0, begin, rows).copy_(largest / 127);
+    const at::Tensor per_unit = at::where(largest > 0, 127 / largest, at::zeros({}, largest.options()));
+    integers.narrow(0, begin, rows).copy_((block * per_unit.unsqueeze(1)).round_().clamp_(-127, 127));
+  }
+  return {integers, scales};
+}
+
 }  // namespace
 
 bool cpu_has_bf16() {
@@ -90,31 +110,46 @@ bool cpu_has_bf16() {
   return has;
 }
 
-void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute) {
+void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute, WeightFormat format) {
   TEMPER_CHECK(weight.dim() == 2 && (weight.scalar_type() == at::kFloat || weight.scalar_type() == compute),
                "weight is {}-dimensional, of dtype {}", weight.dim(), at::toString(weight.scalar_type()));
   TEMPER_CHECK(compute == at::kFloat || compute == at::kBFloat16, "compute dtype {}", at::toString(compute));
   compute_ = compute;
   num_outputs_ = weight.size(0);
   num_inputs_ = weight.size(1);
+  if (format == WeightFormat::kInt8) {
+    const auto [integers, scales] = quantize_rows(weight);
+    scales_ = scales;
+    pack_tiles_of(integers);
+  } else {
+    scales_ = at::Tensor();
+    pack_tiles_of(weight);
+  }
+}
+
+// weight: int8, f32 or the compute dtype.
+void PackedMatrix::pack_tiles_of(const at::Tensor& weight) {
+  const at::ScalarType compute = compute_, stored = scales_.defined() ? at::kChar : compute;
   if (!weight.is_cpu()) {
-    packed_ = weight.to(compute);
+    packed_ = weight.to(stored);
     return;
   }
   padded_inputs_ = compute == at::kBFloat16 ? (num_inputs_ + 1) / 2 * 2 : num_inputs_;
   const int64_t tiles = (num_outputs_ + kColumns - 1) / kColumns;
-  if (!packed_.defined() || packed_.numel() != tiles * padded_inputs_ * kColumns || packed_.scalar_type() != compute)
-    packed_ = empty_in_large_pages({tiles, padded_inputs_, kColumns}, compute);
+  if (!packed_.defined() || packed_.numel() != tiles * padded_inputs_ * kColumns || packed_.scalar_type() != stored)
+    packed_ = empty_in_large_pages({tiles, padded_inputs_, kColumns}, stored);
   for_each_dtype(compute, [&](auto zero) {
     using T = decltype(zero);
-    const auto pack_from = [&](auto* data) {
-      pack_tiles(data, num_outputs_, num_inputs_, weight.stride(0), weight.stride(1), padded_inputs_,
-                 packed_.mutable_data_ptr<T>());
+    const auto pack_into = [&](const auto* data, auto* packed) {
+      pack_tiles<kPairOf<T>>(data, num_outputs_, num_inputs_, weight.stride(0), weight.stride(1), padded_inputs_,
+                             packed);
     };
-    if (weight.scalar_type() == at::kFloat)
-      pack_from(weight.const_data_ptr<float>());
+    if (weight.scalar_type() == at::kChar)
+      pack_into(weight.const_data_ptr<int8_t>(), packed_.mutable_data_ptr<int8_t>());
+    else if (weight.scalar_type() == at::kFloat)
+      pack_into(weight.const_data_ptr<float>(), packed_.mutable_data_ptr<T>());
     else
-      pack_from(weight.const_data_ptr<T>());
+      pack_into(weight.const_data_ptr<T>(), packed_.mutable_data_ptr<T>());
   });
 }
 
@@ -126,6 +161,21 @@ namespace {
 int64_t split_of(int64_t num_tiles) {
   const int64_t threads = at::get_num_threads();
   return threads > 1 && num_tiles % threads != 0 && num_tiles < 16 * threads ? 2 : 1;
+}
+
+// Int8 columns [shift, shift + width) of one tile, widened where tile_product finds them: room for the whole tile, one
+// buffer a thread. Returns the tile's first element.
+template <class T>
+const T* widen_tile(const int8_t* from, int64_t num_inputs, int64_t shift, int64_t width) {
+  static thread_local std::vector<T> room;
+  if (room.size() < static_cast<size_t>(num_inputs * kColumns)) room.resize(static_cast<size_t>(num_inputs * kColumns));
+  elementwise_kernels().widen({.from = from + shift * kPairOf<T>,
+                               .num_rows = num_inputs / kPairOf<T>,
+                               .row_size = width * kPairOf<T>,
+                               .stride = kColumns * kPairOf<T>,
+                               .to_bf16 = std::is_same_v<T, at::BFloat16>,
+                               .to = room.data() + shift * kPairOf<T>});
+  return room.data();
 }
 
 }  // namespace
@@ -146,10 +196,13 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
     const bool add_last = add && std::is_same_v<T, float>;
     const T* x_data = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
-    const T* packed = packed_.const_data_ptr<T>();
-    constexpr int64_t kPair = std::is_same_v<T, at::BFloat16> ? 2 : 1;
+    const bool is_int8 = scales_.defined();
+    const void* packed = packed_.const_data_ptr();
+    const float* scales = is_int8 ? scales_.const_data_ptr<float>() : nullptr;
     at::parallel_for(0, (part.last_tile - part.first_tile) * split * row_tiles, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float scratch[kRows * kColumns];
+      const T* b = nullptr;     // of the tile
+      int64_t piece_of_b = -1;  // serves all rows
       for (int64_t item = begin; item < end; ++item) {
         const int64_t piece = item / row_tiles, row = item % row_tiles * kRows;
         const int64_t tile = part.first_tile + piece / split, shift = piece % split * width;
@@ -158,15 +211,23 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
         const int64_t columns = std::min(width, out_columns - column);
         if (columns <= 0) continue;
         const T* a = x_data + row * x_stride;
-        const T* b = packed + (tile * padded_inputs_ + part.first_input) * kColumns + shift * kPair;
+        const int64_t first = (tile * padded_inputs_ + part.first_input) * kColumns;
+        if (piece != piece_of_b)
+          b = is_int8 ? widen_tile<T>(static_cast<const int8_t*>(packed) + first, part.num_inputs, shift, width)
+                      : static_cast<const T*>(packed) + first;
+        piece_of_b = piece;
+        const T* b_columns = b + shift * kPairOf<T>;
         // By the whole tile: what a sum is added to is added in another place on the other way.
         const bool full = out_columns - (tile - part.first_tile) * kColumns >= kColumns;
-        if (!to_bf16 && full && bias_data == nullptr && !add_last) {
-          tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, out_stride, add, a, b,
+        if (!to_bf16 && full && bias_data == nullptr && !add_last && !is_int8) {
+          tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, out_stride, add, a, b_columns,
                           static_cast<float*>(out_data) + row * out_stride + column, width);
           continue;
         }
-        tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, width, false, a, b, scratch, width);
+        tile_product<T>(tile_rows, part.num_inputs, x_stride, kColumns, width, false, a, b_columns, scratch, width);
+        if (is_int8)
+          for (int64_t r = 0; r < tile_rows; ++r)
+            for (int64_t n = 0; n < columns; ++n) scratch[r * width + n] *= scales[tile * kColumns + shift + n];
         const float* tile_bias = bias_data == nullptr ? nullptr : bias_data + tile * kColumns + shift;
         if (to_bf16) {
           kernels.narrow({.scratch = scratch,
@@ -205,9 +266,15 @@ at::Tensor as_operand(const at::Tensor& x, at::ScalarType compute, int64_t input
 
 }  // namespace
 
+// Columns [begin, end) of the product.
+at::Tensor PackedMatrix::on_device(const at::Tensor& x, int64_t begin, int64_t end) const {
+  const at::Tensor product = at::matmul(x.to(compute_), packed_.narrow(0, begin, end - begin).to(compute_).t());
+  return scales_.defined() ? product * scales_.narrow(0, begin, end - begin) : product;
+}
+
 at::Tensor PackedMatrix::multiply(const at::Tensor& x, at::ScalarType out_dtype, const at::Tensor& bias) const {
   if (!x.is_cpu()) {
-    const at::Tensor product = at::matmul(x.to(compute_), packed_.t()).to(out_dtype);
+    const at::Tensor product = on_device(x, 0, num_outputs_).to(out_dtype);
     return bias.defined() ? product + bias.to(out_dtype) : product;
   }
   at::Tensor out = at::empty({x.size(0), num_outputs_}, x.options().dtype(out_dtype));
@@ -218,7 +285,7 @@ at::Tensor PackedMatrix::multiply(const at::Tensor& x, at::ScalarType out_dtype,
 void PackedMatrix::multiply_add(const at::Tensor& x, at::Tensor& out) const {
   TEMPER_CHECK(out.scalar_type() == at::kFloat && out.stride(1) == 1, "the sum must be f32 with contiguous rows");
   if (!x.is_cpu()) {
-    out.add_(at::matmul(x.to(compute_), packed_.t()));
+    out.add_(on_device(x, 0, num_outputs_));
     return;
   }
   run(as_operand(x, compute_, num_inputs_, padded_inputs_), whole(), out, {}, true);
@@ -228,7 +295,7 @@ void PackedMatrix::multiply_columns(const at::Tensor& x, int64_t begin, int64_t 
   TEMPER_CHECK(begin % kColumns == 0 && end <= num_outputs_ && out.size(1) == end - begin, "columns {} to {}", begin,
                end);
   if (!x.is_cpu()) {
-    out.copy_(at::matmul(x.to(compute_), packed_.narrow(0, begin, end - begin).t()));
+    out.copy_(on_device(x, begin, end));
     return;
   }
   run(as_operand(x, compute_, num_inputs_, padded_inputs_),

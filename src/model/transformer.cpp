@@ -33,21 +33,53 @@ struct Embed : torch::autograd::Function<Embed> {
 // the block itself sums them.
 struct RecomputedBlock : torch::autograd::Function<RecomputedBlock> {
   struct Block : torch::CustomClassHolder {
-    explicit Block(std::function<at::Tensor(at::Tensor)> f) : run(std::move(f)) {}
+    Block(std::function<at::Tensor(at::Tensor)> f, const Transformer::BlockStream& s, int64_t i)
+        : run(std::move(f)), stream(s), index(i) {}
+    // With the block's weights there.
+    at::Tensor run_at(const at::Tensor& hidden, int64_t next) const {
+      if (stream.acquire) stream.acquire(index, next);
+      return run(hidden);
+    }
+    void leave() const {
+      if (stream.release) stream.release(index);
+    }
     std::function<at::Tensor(at::Tensor)> run;
+    const Transformer::BlockStream& stream;  // the model's
+    int64_t index;
   };
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
                             const c10::intrusive_ptr<Block>& block) {
     context->save_for_backward({hidden});
     context->saved_data["block"] = c10::IValue::make_capsule(block);
-    return block->run(hidden.clone());  // without gradients the residual stream is updated in place
+    // Without gradients the residual stream is updated in place.
+    const at::Tensor out = block->run_at(hidden.clone(), block->index + 1);
+    block->leave();
+    return out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto block = c10::static_intrusive_pointer_cast<Block>(context->saved_data["block"].toCapsule());
     const at::Tensor hidden = context->get_saved_variables()[0].detach().requires_grad_(true);
     const at::AutoGradMode record(true);
-    block->run(hidden).backward(grads[0]);
+    block->run_at(hidden, block->index - 1).backward(grads[0]);
+    if (block->stream.gradients_done) block->stream.gradients_done(block->index);
+    block->leave();
     return {hidden.grad(), at::Tensor()};
+  }
+};
+
+// Where a block begins: its backward comes after everything in the block. (Autograd sums the gradients of leaves, the
+// norms' weights, before it goes on to what depends on nothing else.)
+struct BlockBegin : torch::autograd::Function<BlockBegin> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const Transformer::BlockHook* hook,
+                            int64_t block) {
+    context->saved_data["hook"] = reinterpret_cast<int64_t>(hook);
+    context->saved_data["block"] = block;
+    return hidden.view_as(hidden);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto& hook = *reinterpret_cast<const Transformer::BlockHook*>(context->saved_data["hook"].toInt());
+    hook(context->saved_data["block"].toInt());
+    return {grads[0], at::Tensor(), at::Tensor()};
   }
 };
 
@@ -70,9 +102,10 @@ at::Tensor fused_bias(const FlatParameters& parameters, const FusedNames& names)
 
 }  // namespace
 
-Transformer::Transformer(ModelConfig config, at::ScalarType compute, bool trainable)
+Transformer::Transformer(ModelConfig config, at::ScalarType compute, bool trainable, WeightFormat weights)
     : config_(std::move(config)),
       compute_(compute),
+      weights_(weights),
       trainable_(trainable),
       blocks_(static_cast<size_t>(config_.num_layers)) {
   if (compute_ == at::kBFloat16 && !cpu_has_bf16())
@@ -103,37 +136,55 @@ const char* head_name(const ModelConfig& config) {
 }  // namespace
 
 void Transformer::load(const FlatParameters& masters, PolicyVersion version) {
-  at::NoGradGuard no_grad;
-  const auto load_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
-    weights.load(fused_weight(masters, names, inputs), fused_bias(masters, names), compute_, trainable_);
-  };
-  const auto load_norm = [&](NormWeight& norm, const std::string& name) {
-    if (!masters.contains(name)) return;
-    const at::Tensor rounded = round_to(masters[name], compute_);
-    if (norm.defined())
-      norm.detach().copy_(rounded);  // keeps the leaf and its gradient view
-    else
-      norm = rounded.clone().requires_grad_(trainable_);
-  };
+  load_ends(masters, version);
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    Block& block = blocks_[static_cast<size_t>(i)];
-    const std::string prefix = layer_prefix(i);
-    load_norm(block.input_norm, prefix + "input_layernorm.weight");
-    load_norm(block.q_norm, prefix + "self_attn.q_norm.weight");
-    load_norm(block.k_norm, prefix + "self_attn.k_norm.weight");
-    load_norm(block.post_attention_norm, prefix + "post_attention_layernorm.weight");
-    load_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
-    load_linear(block.output, output_names(config_, prefix), config_.q_size());
-    load_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
-    load_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+    load_block(i, masters);
+    if (stream_.acquire) drop_block(i);
   }
-  load_norm(final_norm_, "model.norm.weight");
+}
+
+void Transformer::load_norm(NormWeight& norm, const FlatParameters& masters, const std::string& name) const {
+  if (!masters.contains(name)) return;
+  const at::Tensor rounded = round_to(masters[name], compute_);
+  if (norm.defined())
+    norm.detach().copy_(rounded);  // keeps the leaf and its gradient view
+  else
+    norm = rounded.clone().requires_grad_(trainable_);
+}
+
+void Transformer::load_block(int64_t index, const FlatParameters& masters) {
+  const at::NoGradGuard no_grad;
+  Block& block = blocks_[static_cast<size_t>(index)];
+  const std::string prefix = layer_prefix(index);
+  const auto load_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
+    weights.load(fused_weight(masters, names, inputs), fused_bias(masters, names), compute_, trainable_, weights_);
+  };
+  load_norm(block.input_norm, masters, prefix + "input_layernorm.weight");
+  load_norm(block.q_norm, masters, prefix + "self_attn.q_norm.weight");
+  load_norm(block.k_norm, masters, prefix + "self_attn.k_norm.weight");
+  load_norm(block.post_attention_norm, masters, prefix + "post_attention_layernorm.weight");
+  load_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
+  load_linear(block.output, output_names(config_, prefix), config_.q_size());
+  load_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
+  load_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+}
+
+// The norms stay: they are small, and leaves that gradients are summed for.
+void Transformer::drop_block(int64_t index) {
+  Block& block = blocks_[static_cast<size_t>(index)];
+  for (LinearWeights* weights : {&block.qkv, &block.output, &block.gate_up, &block.down})
+    weights->forward = weights->backward = PackedMatrix();
+}
+
+void Transformer::load_ends(const FlatParameters& masters, PolicyVersion version) {
+  const at::NoGradGuard no_grad;
+  load_norm(final_norm_, masters, "model.norm.weight");
   const at::Tensor table = masters["model.embed_tokens.weight"];
   if (embedding_.defined())
     embedding_.copy_(table);
   else
     embedding_ = table.to(compute_, /*non_blocking=*/false, /*copy=*/true);
-  if (config_.lm_head) head_.load(masters[head_name(config_)], {}, compute_, trainable_);
+  if (config_.lm_head) head_.load(masters[head_name(config_)], {}, compute_, trainable_, weights_);
   if (config_.value_head) {
     // One row: it stays f32.
     if (score_.defined())
@@ -197,16 +248,21 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
 at::Tensor Transformer::hidden_states(const at::Tensor& token_ids, const at::Tensor& positions,
                                       const Attention& attention) const {
   at::Tensor hidden = embed(token_ids);  // [T, hidden] f32
-  const bool recompute = recompute_ && at::GradMode::is_enabled() && hidden.requires_grad();
+  const bool with_gradient = at::GradMode::is_enabled() && hidden.requires_grad();
+  const bool streams = static_cast<bool>(stream_.acquire), recompute = (recompute_ || streams) && with_gradient;
+  const bool tells = block_hook_ && with_gradient;
   for (int64_t i = 0; i < config_.num_layers; ++i) {
+    if (tells) hidden = BlockBegin::apply(hidden, &block_hook_, i);
     if (!recompute) {
+      if (streams) stream_.acquire(i, i + 1);
       hidden = run_block(i, hidden, positions, attention);
+      if (streams) stream_.release(i);
       continue;
     }
     const auto run = [this, i, positions, attention](at::Tensor x) {
       return run_block(i, std::move(x), positions, attention);
     };
-    hidden = RecomputedBlock::apply(hidden, c10::make_intrusive<RecomputedBlock::Block>(run));
+    hidden = RecomputedBlock::apply(hidden, c10::make_intrusive<RecomputedBlock::Block>(run, stream_, i));
   }
   return rms_norm(hidden, final_norm_, config_.rms_norm_eps, compute_);
 }

@@ -22,17 +22,37 @@ class Transformer {
   // D]. With set_recompute it is called again in the backward pass, from a copy.
   using Attention = std::function<at::Tensor(int64_t layer, const at::Tensor& qkv)>;
 
-  // compute: kFloat or kBFloat16. trainable: also packs what the backward products need.
-  Transformer(ModelConfig config, at::ScalarType compute, bool trainable);
+  // compute: kFloat or kBFloat16. trainable: also packs what the backward products need. weights: of the layers and the
+  // head; the embedding stays in the compute dtype.
+  Transformer(ModelConfig config, at::ScalarType compute, bool trainable,
+              WeightFormat weights = WeightFormat::kCompute);
 
   // Rounds the f32 masters to the compute dtype and packs them; the masters are not kept.
   void load(const FlatParameters& masters, PolicyVersion version);
+  // The same in parts: embedding, last norm and heads; one block; and a block's packed weights let go again.
+  void load_ends(const FlatParameters& masters, PolicyVersion version);
+  void load_block(int64_t block, const FlatParameters& masters);
+  void drop_block(int64_t block);
+
+  // For weights that are not all here at once: hidden_states() acquires each block (the callee loads it; `next` is the
+  // one that will be wanted then, out of range at the ends), runs and releases it. The backward pass acquires it again,
+  // recomputes its inside, and tells when its gradients are complete. load() of a streaming model keeps no block.
+  struct BlockStream {
+    std::function<void(int64_t block, int64_t next)> acquire;
+    std::function<void(int64_t block)> release;
+    std::function<void(int64_t block)> gradients_done;
+  };
+  void stream_blocks(BlockStream stream) { stream_ = std::move(stream); }
   // Where backward sums gradients: f32, in the masters' layout. REQUIRES: trainable.
   void set_gradients(const FlatParameters& gradients);
 
   // Training keeps no more of a block than its input, and computes the block again in the backward pass: activations of
   // one block instead of all, for about a third more arithmetic. Same bits.
   void set_recompute(bool value) { recompute_ = value; }
+
+  // Called in a backward pass as soon as the gradients of a block's weights are complete, last block first; empty: not.
+  using BlockHook = std::function<void(int64_t block)>;
+  void set_block_hook(BlockHook hook) { block_hook_ = std::move(hook); }
 
   // token_ids, positions [T] int64 → after the final norm, [T, hidden_size] in the compute dtype.
   at::Tensor hidden_states(const at::Tensor& token_ids, const at::Tensor& positions, const Attention& attention) const;
@@ -43,6 +63,7 @@ class Transformer {
 
   const ModelConfig& config() const { return config_; }
   at::ScalarType compute_dtype() const { return compute_; }
+  WeightFormat weight_format() const { return weights_; }
   PolicyVersion version() const { return version_; }
   const LinearWeights& head() const { return head_; }
   double attention_scale() const;
@@ -57,13 +78,17 @@ class Transformer {
     LinearWeights qkv, output, gate_up, down;
   };
 
+  void load_norm(NormWeight& norm, const FlatParameters& masters, const std::string& name) const;
   at::Tensor embed(const at::Tensor& token_ids) const;
   at::Tensor run_block(int64_t index, at::Tensor hidden, const at::Tensor& positions, const Attention& attention) const;
 
   ModelConfig config_;
   at::ScalarType compute_;
+  WeightFormat weights_;
   bool trainable_;
   bool recompute_ = false;
+  BlockHook block_hook_;
+  BlockStream stream_;  // empty: all blocks are loaded
   PolicyVersion version_ = 0;
   RopeTable rope_;
   at::Tensor embedding_;       // [vocab, hidden] compute dtype

@@ -1,10 +1,13 @@
 #include "trainer/adamw.h"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
+#include "model/large_pages.h"
 
 namespace temper {
 namespace {
@@ -56,7 +59,20 @@ double global_norm(const at::Tensor& flat) {
 }
 
 AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings)
-    : settings_(settings), exp_avg_(parameters.specs()), exp_avg_sq_(parameters.specs()) {}
+    : AdamW(parameters, settings, ShardPlan(parameters.specs(), Shard::kNone, 0, 1)) {}
+
+AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings, const ShardPlan& plan)
+    : settings_(settings), plan_(plan), layout_(parameters.specs()) {
+  if (!plan_.is_sharded()) {
+    exp_avg_ = FlatParameters(layout_);
+    exp_avg_sq_ = FlatParameters(layout_);
+    return;
+  }
+  int64_t size = 0;
+  for (const FlatRange& range : plan_.owned()) size += range.size();
+  own_avg_ = at::zeros({size});
+  own_avg_sq_ = at::zeros({size});
+}
 
 void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
                  double gradient_scale) {
@@ -66,16 +82,57 @@ void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradien
   const auto root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(settings_.beta2, t)));
   float* p = parameters.flat().mutable_data_ptr<float>();
   float* g = gradients.flat().mutable_data_ptr<float>();
-  float* m = exp_avg_.flat().mutable_data_ptr<float>();
-  float* v = exp_avg_sq_.flat().mutable_data_ptr<float>();
-  for (const ParameterSpec& spec : parameters.specs()) {
-    const auto decay = static_cast<float>(spec.shape.size() > 1 ? 1 - learning_rate * settings_.weight_decay : 1);
-    at::parallel_for(0, spec.num_elements(), kPiece, [&](int64_t begin, int64_t end) {
-      const int64_t at = spec.offset + begin;
-      update(p + at, g + at, m + at, v + at, end - begin, static_cast<float>(gradient_scale),
-             static_cast<float>(settings_.beta1), static_cast<float>(settings_.beta2),
-             static_cast<float>(settings_.eps), decay, step_size, root_correction);
-    });
+  float* m = (plan_.is_sharded() ? own_avg_ : exp_avg_.flat()).mutable_data_ptr<float>();
+  float* v = (plan_.is_sharded() ? own_avg_sq_ : exp_avg_sq_.flat()).mutable_data_ptr<float>();
+  int64_t moments_begin = 0;  // where the range's moments lie
+  for (const FlatRange& range : plan_.owned()) {
+    const int64_t shift = moments_begin - range.begin;
+    for (const ParameterSpec& spec : layout_) {
+      const int64_t first = std::max(range.begin, spec.offset),
+                    last = std::min(range.end, spec.offset + spec.num_elements());
+      if (first >= last) continue;
+      const auto decay = static_cast<float>(spec.shape.size() > 1 ? 1 - learning_rate * settings_.weight_decay : 1);
+      at::parallel_for(first, last, kPiece, [&](int64_t begin, int64_t end) {
+        update(p + begin, g + begin, m + begin + shift, v + begin + shift, end - begin,
+               static_cast<float>(gradient_scale), static_cast<float>(settings_.beta1),
+               static_cast<float>(settings_.beta2), static_cast<float>(settings_.eps), decay, step_size,
+               root_correction);
+      });
+    }
+    moments_begin += range.size();
+  }
+  if (plan_.is_sharded()) release_memory(gradients.flat());
+}
+
+void AdamW::gather_moments(const Ranks& ranks) {
+  if (!plan_.is_sharded()) return;
+  make_room();
+  each_owned([](const at::Tensor& own, const at::Tensor& whole) { at::Tensor(whole).copy_(own); });
+  gather_parts(ranks, plan_, "first moments", whole_avg_.flat());
+  gather_parts(ranks, plan_, "second moments", whole_avg_sq_.flat());
+}
+
+void AdamW::make_room() {
+  if (!plan_.is_sharded()) return;
+  whole_avg_ = FlatParameters(layout_);
+  whole_avg_sq_ = FlatParameters(layout_);
+}
+
+void AdamW::keep_own() {
+  if (!plan_.is_sharded()) return;
+  each_owned([](const at::Tensor& own, const at::Tensor& whole) { at::Tensor(own).copy_(whole); });
+  drop_gathered();
+}
+
+void AdamW::drop_gathered() { whole_avg_ = whole_avg_sq_ = FlatParameters(); }
+
+// visit(this rank's piece, the same piece of the whole), of both moments.
+void AdamW::each_owned(const std::function<void(const at::Tensor& own, const at::Tensor& whole)>& visit) {
+  int64_t at = 0;
+  for (const FlatRange& range : plan_.owned()) {
+    visit(own_avg_.narrow(0, at, range.size()), whole_avg_.flat().narrow(0, range.begin, range.size()));
+    visit(own_avg_sq_.narrow(0, at, range.size()), whole_avg_sq_.flat().narrow(0, range.begin, range.size()));
+    at += range.size();
   }
 }
 

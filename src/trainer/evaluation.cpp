@@ -64,7 +64,7 @@ void add_eval_metrics(const EvalSet& set, const std::vector<RolloutGroup>& group
   if (metrics.num_failed > 0) record.set(prefix + "failed", static_cast<double>(metrics.num_failed));
 }
 
-double bits_per_character(const TrainerModel& policy, const EvalText& text, int64_t window_tokens) {
+double bits_per_character(const TrainerModel& policy, const EvalText& text, int64_t window_tokens, const Ranks& ranks) {
   TEMPER_CHECK(text.token_ids.size() > 1 && text.num_characters > 0, "a text of {} tokens", text.token_ids.size());
   // Each window starts with the last token of the one before it, so every token but the first is predicted once.
   std::vector<RolloutGroup> windows;
@@ -79,7 +79,8 @@ double bits_per_character(const TrainerModel& policy, const EvalText& text, int6
     windows.push_back(std::move(window));
   }
   const StepBatch batch = build_step_batch(std::move(windows), {});
-  const double nats = -completion_logprobs(policy, batch, window_tokens, 1.0).sum().item<double>();
+  const double nats =
+      -completion_logprobs(policy, batch, batch.all_completions(), window_tokens, 1.0, ranks).sum().item<double>();
   return nats / std::numbers::ln2 / static_cast<double>(text.num_characters);
 }
 

@@ -33,6 +33,7 @@ void add_eval_metrics(const EvalSet& set, const std::vector<RolloutGroup>& group
                       MetricRecord& record);
 
 // -log2 p of the text by the policy, a character, in windows of window_tokens.
-double bits_per_character(const TrainerModel& policy, const EvalText& text, int64_t window_tokens);
+double bits_per_character(const TrainerModel& policy, const EvalText& text, int64_t window_tokens,
+                          const Ranks& ranks = {});
 
 }  // namespace temper

@@ -27,7 +27,7 @@ StageOutcome Stage::run() {
   while (counters().step < config.train.max_steps) {
     StepResult result = loop_.step();
     const bool last = counters().step == config.train.max_steps;
-    const bool stop = !last && parts_.hooks.stop_requested();
+    const bool stop = !last && parts_.loop.ranks.any(parts_.hooks.stop_requested());
     if (last || due(config.eval.every_steps))
       for (const auto& [name, value] : evaluate().values) result.record.set(name, value);
     for (const auto& [name, value] : save_report_) result.record.set(name, value);
@@ -58,7 +58,7 @@ MetricRecord Stage::evaluate() {
   }
   for (const EvalText& text : parts_.eval_texts)
     record.set("eval/" + text.name + "/bits_per_char",
-               bits_per_character(*parts_.loop.policy, text, kTextWindowTokens));
+               bits_per_character(*parts_.loop.policy, text, kTextWindowTokens, parts_.loop.ranks));
   if (!parts_.held_out.empty()) evaluate_held_out(record);
   if (!record.values.empty()) record.set("timing_s/eval", watch.seconds());
   return record;
@@ -74,18 +74,33 @@ void Stage::evaluate_held_out(MetricRecord& record) const {
 
 void Stage::save(bool must_succeed) {
   const Stopwatch watch;
+  for (AdamW* optimizer : {parts_.loop.optimizer, parts_.loop.critic_optimizer})
+    if (optimizer != nullptr) optimizer->gather_moments(parts_.loop.ranks);
+  const std::shared_ptr<void> policy_weights = parts_.loop.policy->gathered();
+  const std::shared_ptr<void> critic_weights =
+      parts_.loop.critic_optimizer != nullptr ? parts_.loop.critic->gathered() : nullptr;
   CheckpointState state{parts_.header, state_tensors(parts_.loop)};
   state.header.step = counters().step;
   state.header.policy_version = counters().policy_version;
   state.header.blobs["trainer"] = save_counters(counters(), parts_.loop);
+  // All ranks have the same state: the first writes it, and all learn whether it is there.
+  std::string failure;
   try {
-    parts_.store->save(state);
-    num_failed_saves_ = 0;
+    if (parts_.loop.ranks.leads()) parts_.store->save(state);
   } catch (const IoError& error) {
+    failure = error.what();
+  }
+  failure = parts_.loop.ranks.first_error(failure);
+  state.tensors.clear();
+  for (AdamW* optimizer : {parts_.loop.optimizer, parts_.loop.critic_optimizer})
+    if (optimizer != nullptr) optimizer->drop_gathered();
+  if (failure.empty()) {
+    num_failed_saves_ = 0;
+  } else {
     ++total_failed_saves_;
-    if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw;
+    if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw IoError("{}", failure);
     log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", counters().step,
-              num_failed_saves_, kMaxFailedSaves, error.what());
+              num_failed_saves_, kMaxFailedSaves, failure);
   }
   save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
                   {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/error.h"
 
@@ -23,6 +24,12 @@ at::Tensor per_token(const StepBatch& batch, Value value) {
 }
 
 }  // namespace
+
+std::vector<int64_t> StepBatch::all_completions() const {
+  std::vector<int64_t> all(sequences.size());
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
 
 StepBatch build_step_batch(std::vector<RolloutGroup> groups, const std::vector<double>& reward_weights) {
   StepBatch batch;

@@ -22,6 +22,8 @@ struct StepBatch {
   std::vector<Sequence> sequences;   // [B]
   LossBatch loss;
 
+  std::vector<int64_t> all_completions() const;  // 0 … B - 1
+
   int64_t num_failed = 0;         // completions left out because their reward failed
   int64_t num_groups_failed = 0;  // groups of which nothing is left
   int64_t num_prompt_tokens = 0;  // each prompt once

@@ -9,6 +9,7 @@
 #include "algos/vocabulary_divergence.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "model/large_pages.h"
 #include "trainer/step_metrics.h"
 
 namespace temper {
@@ -24,8 +25,18 @@ struct TrainLoop::Update {
   double kl_coef = 0;             // the mini-batches learned with
   int64_t num_rows = 0;           // computed in forward passes
   int64_t num_gradient_rows = 0;  // of these, with a backward pass
+  double wait_for_ranks_s = 0;    // for sums of gradients that did not hide behind a backward pass
+  std::string failure;            // of a loss, on this rank; the ranks agree on it before anyone throws
   MetricSums metrics;
 };
+
+TrainLoop::TrainLoop(TrainLoopParts parts, TrainCounters counters) : parts_(std::move(parts)), counters_(counters) {
+  if (parts_.policy->shards() != nullptr) return;  // sharded weights bring their gradients to the owners themselves
+  policy_sum_ = std::make_unique<GradientSum>(parts_.ranks, parts_.optimizer->plan(), parts_.policy->gradients());
+  if (parts_.critic_optimizer != nullptr)
+    critic_sum_ =
+        std::make_unique<GradientSum>(parts_.ranks, parts_.critic_optimizer->plan(), parts_.critic->gradients());
+}
 
 // produces: one version of the weights and one record; consumes: num_prompts_per_step groups, more where groups are
 // filtered; waits for: take_groups; is unblocked by: the engine or the data set, in this thread.
@@ -44,7 +55,7 @@ StepResult TrainLoop::step() {
   update.kl_coef = parts_.algorithm->kl_coef();
   for (int64_t epoch = 0; epoch < algo.num_epochs && !update.stopped_early; ++epoch)
     for (const auto& mini_batch : split_in_order(batch, algo.num_minibatches)) {
-      if (update.num_updates > 0) parts_.policy->publish(counters_.policy_version);  // what this step learned so far
+      if (update.num_updates > 0) parts_.policy->refresh();  // what this step learned so far
       select_tokens(batch, mini_batch, update.num_updates);
       const MetricSums metrics = run_mini_batch(batch, mini_batch, update);
       update.metrics.merge(metrics);
@@ -91,7 +102,8 @@ void TrainLoop::add_model_outputs(StepBatch& batch, MetricRecord& record) const 
   const int64_t max_tokens = parts_.config->train.max_tokens_per_micro_batch;
   Stopwatch watch;
   const auto scored_by = [&](const TrainerModel& model, const char* timing) {
-    const at::Tensor logprobs = completion_logprobs(model, batch, max_tokens, temperature());
+    const at::Tensor logprobs =
+        completion_logprobs(model, batch, batch.all_completions(), max_tokens, temperature(), parts_.ranks);
     record.set(std::string("timing_s/") + timing, watch.restart());
     return logprobs;
   };
@@ -101,7 +113,7 @@ void TrainLoop::add_model_outputs(StepBatch& batch, MetricRecord& record) const 
   if (algo.needs_reference()) batch.loss.ref_logprobs = scored_by(*parts_.reference, "ref");
   if (algo.distill_coef > 0) batch.loss.teacher_logprobs = scored_by(*parts_.teacher, "teacher");
   if (algo.needs_critic()) {
-    batch.loss.old_values = completion_values(*parts_.critic, batch, max_tokens);
+    batch.loss.old_values = completion_values(*parts_.critic, batch, batch.all_completions(), max_tokens, parts_.ranks);
     record.set("timing_s/values", watch.restart());
   }
 }
@@ -109,8 +121,8 @@ void TrainLoop::add_model_outputs(StepBatch& batch, MetricRecord& record) const 
 // clip_cov and kl_cov select tokens over the whole mini-batch, from a pass without gradient.
 void TrainLoop::select_tokens(StepBatch& batch, const std::vector<int64_t>& mini_batch, int64_t update_index) const {
   if (!parts_.algorithm->needs_prepare()) return;
-  const at::Tensor logprobs =
-      completion_logprobs(*parts_.policy, batch, parts_.config->train.max_tokens_per_micro_batch, temperature());
+  const at::Tensor logprobs = completion_logprobs(
+      *parts_.policy, batch, mini_batch, parts_.config->train.max_tokens_per_micro_batch, temperature(), parts_.ranks);
   const at::Tensor tokens = batch.loss.token_indices(mini_batch);
   LossBatch mini = batch.loss.select(mini_batch);
   SplitMix64 rng(static_cast<uint64_t>(parts_.config->run.seed) ^
@@ -124,27 +136,86 @@ MetricSums TrainLoop::run_mini_batch(const StepBatch& batch, const std::vector<i
                                      Update& update) const {
   const GlobalCounts counts = global_counts(batch.loss.select(completions));
   const at::Tensor stays = batch.loss.stays.contiguous();
+  const std::vector<bool> has_gradient = find_gradients(batch, completions);
   std::vector<int64_t> learning, constant;  // filtered groups are neither
-  for (const int64_t i : completions)
-    if (stays.const_data_ptr<bool>()[i]) (has_gradient(batch, i) ? learning : constant).push_back(i);
+  for (size_t k = 0; k < completions.size(); ++k)
+    if (stays.const_data_ptr<bool>()[completions[k]]) (has_gradient[k] ? learning : constant).push_back(completions[k]);
+  const PackOptions packing = pack_options();
+  const auto own = [&](const std::vector<int64_t>& all) {
+    return pack_micro_batches(batch, parts_.ranks.own(batch, all, packing.whole_groups), packing);
+  };
   MetricSums metrics;
-  for (const MicroBatch& micro : pack_micro_batches(batch, learning, pack_options()))
-    metrics.merge(run_micro_batch(micro, batch, counts, update));
-  // Their gradient is zero: a forward pass is enough for the metrics.
-  const at::NoGradGuard no_grad;
-  for (const MicroBatch& micro : pack_micro_batches(batch, constant, pack_options()))
-    metrics.merge(run_micro_batch(micro, batch, counts, update));
-  return metrics;
+  {
+    // Their gradient is zero: a forward pass is enough for the metrics.
+    const at::NoGradGuard no_grad;
+    const std::vector<MicroBatch> micro_batches = own(constant);
+    const int64_t idle_passes = num_idle_passes(micro_batches);
+    for (const MicroBatch& micro : micro_batches) metrics.merge(run_micro_batch(micro, batch, counts, update));
+    idle_through(idle_passes, /*with_backward=*/false);
+  }
+  const std::vector<MicroBatch> micro_batches = own(learning);
+  const int64_t idle_passes = num_idle_passes(micro_batches);
+  for (size_t k = 0; k < micro_batches.size(); ++k) {
+    // The last one completes the gradients: they are summed over the ranks while its backward goes on.
+    if (k + 1 == micro_batches.size() && at::GradMode::is_enabled() && policy_sum_ && parts_.ranks.size() > 1)
+      parts_.policy->set_block_hook([this](int64_t block) { policy_sum_->block_done(block); });
+    metrics.merge(run_micro_batch(micro_batches[k], batch, counts, update));
+    if (at::GradMode::is_enabled()) end_pass();
+  }
+  parts_.policy->set_block_hook({});
+  idle_through(idle_passes, at::GradMode::is_enabled());
+  if (at::GradMode::is_enabled()) sum_gradients(update);
+  const std::string failure = parts_.ranks.first_error(update.failure);
+  if (!failure.empty()) {
+    forget_gradients();
+    throw NumericsError("{}", failure);
+  }
+  return parts_.ranks.merge(metrics);
+}
+
+TrainerModel* TrainLoop::own_critic() const { return parts_.critic_optimizer == nullptr ? nullptr : parts_.critic; }
+
+// Sharded models: how many more passes another rank makes over its micro-batches. Asked before the first of them.
+int64_t TrainLoop::num_idle_passes(const std::vector<MicroBatch>& own) const {
+  if (parts_.policy->shards() == nullptr) return 0;
+  const auto passes = static_cast<int64_t>(own.size());
+  return parts_.ranks.max(passes) - passes;
+}
+
+// The order is that of a real pass: forward() runs the policy first, and autograd goes back through what was recorded
+// last.
+void TrainLoop::idle_through(int64_t passes, bool with_backward) const {
+  const TrainerModel* critic = own_critic();
+  for (; passes > 0; --passes) {
+    parts_.policy->shards()->idle_forward();
+    if (critic != nullptr) critic->shards()->idle_forward();
+    if (!with_backward) continue;
+    if (critic != nullptr) critic->shards()->idle_backward();
+    parts_.policy->shards()->idle_backward();
+    end_pass();
+  }
+}
+
+void TrainLoop::end_pass() const {
+  if (parts_.policy->shards() == nullptr) return;
+  parts_.policy->shards()->end_pass();
+  if (const TrainerModel* critic = own_critic()) critic->shards()->end_pass();
+}
+
+// All ranks' gradients become the sums of theirs.
+void TrainLoop::sum_gradients(Update& update) const {
+  if (policy_sum_) update.wait_for_ranks_s += policy_sum_->finish();
+  if (critic_sum_) update.wait_for_ranks_s += critic_sum_->finish();
 }
 
 MetricSums TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
                                       Update& update) const {
   LossResult result = parts_.algorithm->loss(forward(micro), batch.loss.select(micro.completions), counts);
   const double loss = result.loss.item<double>();
-  if (!std::isfinite(loss))
-    throw NumericsError(
-        "stage {}, step {}: the loss is {}. Lower optim.learning_rate, or resume from an earlier checkpoint.",
-        parts_.config->name, counters_.step + 1, loss);
+  if (!std::isfinite(loss) && update.failure.empty())
+    update.failure =
+        format("stage {}, step {}: the loss is {}. Lower optim.learning_rate, or resume from an earlier checkpoint.",
+               parts_.config->name, counters_.step + 1, loss);
   const int64_t rows = micro.packed.token_ids.numel();
   if (result.loss.requires_grad()) {
     result.loss.backward();
@@ -198,18 +269,21 @@ bool TrainLoop::drifted_too_far(const MetricSums& mini_batch) const {
   const double limit = parts_.config->algo.early_stop_kl;
   const MetricSum* ppo_kl = mini_batch.find("ppo_kl");
   if (limit == 0 || ppo_kl == nullptr || ppo_kl->result() <= limit) return false;
-  parts_.policy->gradients().flat().zero_();
-  if (parts_.critic != nullptr) parts_.critic->gradients().flat().zero_();
+  forget_gradients();
   return true;
+}
+
+void TrainLoop::forget_gradients() const {
+  release_memory(parts_.policy->gradients().flat());
+  if (const TrainerModel* critic = own_critic()) release_memory(critic->gradients().flat());
 }
 
 void TrainLoop::apply_gradients(Update& update) {
   const bool own_critic = parts_.critic_optimizer != nullptr;
-  const auto checked_norm = [&](const TrainerModel& model, const char* whose) {
-    const double norm = global_norm(model.gradients().flat());
+  const auto checked_norm = [&](const TrainerModel& model, const AdamW& optimizer, const char* whose) {
+    const double norm = global_norm(parts_.ranks, optimizer.plan(), model.gradients().flat());
     if (std::isfinite(norm)) return norm;
-    parts_.policy->gradients().flat().zero_();
-    if (own_critic) parts_.critic->gradients().flat().zero_();
+    forget_gradients();
     throw NumericsError(
         "stage {}, step {}: the norm of {} gradient is {}. Lower optim.learning_rate, or resume from an earlier "
         "checkpoint.",
@@ -222,10 +296,12 @@ void TrainLoop::apply_gradients(Update& update) {
     const double scale = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;
     const double rate = scheduled_learning_rate(optim, counters_.step + 1, parts_.config->train.max_steps);
     optimizer.step(model.parameters(), model.gradients(), rate, scale);
+    if (!optimizer.plan().shards_weights())
+      gather_parts(parts_.ranks, optimizer.plan(), "updated weights", model.parameters().flat());
     return rate;
   };
-  update.grad_norm = checked_norm(*parts_.policy, "the");
-  if (own_critic) update.critic_grad_norm = checked_norm(*parts_.critic, "the critic's");
+  update.grad_norm = checked_norm(*parts_.policy, *parts_.optimizer, "the");
+  if (own_critic) update.critic_grad_norm = checked_norm(*parts_.critic, *parts_.critic_optimizer, "the critic's");
   update.learning_rate = learn(*parts_.policy, *parts_.optimizer, update.grad_norm, parts_.config->optim.learning_rate);
   if (own_critic) {
     learn(*parts_.critic, *parts_.critic_optimizer, update.critic_grad_norm, parts_.config->critic_learning_rate());
@@ -234,15 +310,18 @@ void TrainLoop::apply_gradients(Update& update) {
   ++update.num_updates;
 }
 
-// With zero advantages and no other term in the loss, a completion's gradient is exactly zero.
-bool TrainLoop::has_gradient(const StepBatch& batch, int64_t completion) const {
+// Which completions have one: with zero advantages and no other term in the loss it is exactly zero.
+std::vector<bool> TrainLoop::find_gradients(const StepBatch& batch, const std::vector<int64_t>& completions) const {
   const AlgoSection& algo = parts_.config->algo;
-  if (!algo.trains_on_rollouts() || parts_.algorithm->kl_coef() > 0 || algo.entropy_coef != 0) return true;
+  std::vector<bool> found(completions.size(), true);
+  if (!algo.trains_on_rollouts() || parts_.algorithm->kl_coef() > 0 || algo.entropy_coef != 0) return found;
   if (algo.needs_critic() || algo.distill_loss != DistillLoss::kNone || algo.policy_loss == PolicyLoss::kKlCov)
-    return true;
+    return found;
   const std::vector<int64_t> offsets = batch.loss.offsets();
-  return batch.loss.advantages.slice(0, offsets[completion], offsets[completion + 1]).count_nonzero().item<int64_t>() >
-         0;
+  const at::Tensor nonzero = batch.loss.advantages.ne(0);
+  for (size_t k = 0; k < completions.size(); ++k)
+    found[k] = nonzero.slice(0, offsets[completions[k]], offsets[completions[k] + 1]).any().item<bool>();
+  return found;
 }
 
 // The adaptive controller's next coefficient, from the KL of this step.
@@ -265,10 +344,8 @@ std::vector<std::pair<std::string, double>> TrainLoop::evaluate(StepBatch batch)
   MetricRecord record;
   add_model_outputs(batch, record);
   parts_.algorithm->advantages(batch.loss);
-  std::vector<int64_t> all;
-  for (int64_t i = 0; i < batch.loss.num_completions(); ++i) all.push_back(i);
   Update update;
-  return run_mini_batch(batch, all, update).results();
+  return run_mini_batch(batch, batch.all_completions(), update).results();
 }
 
 void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages, const Update& update,
@@ -291,7 +368,10 @@ void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages
   if (algo.kl_ctrl.type == KlCtrlType::kAdaptive && algo.needs_reference()) record.set("kl_coef", update.kl_coef);
   if (algo.early_stop_kl > 0) record.set("training/stopped_early", update.stopped_early ? 1 : 0);
   add_batch_metrics(batch, counters_.policy_version - 1, record);
-  add_throughput_metrics({update.num_rows, update.num_gradient_rows, batch.num_completion_tokens, parts_.peak_flops},
+  const Ranks& ranks = parts_.ranks;
+  if (ranks.size() > 1) record.set("timing_s/wait_for_ranks", update.wait_for_ranks_s);
+  add_throughput_metrics({ranks.sum(update.num_rows), ranks.sum(update.num_gradient_rows), batch.num_completion_tokens,
+                          parts_.peak_flops * ranks.size()},
                          parts_.policy->config(), record);
 }
 

@@ -2,6 +2,7 @@
 // that a checkpoint keeps; everything else is borrowed from the stage that made it. One thread.
 #pragma once
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "algos/algorithm.h"
@@ -9,6 +10,7 @@
 #include "core/metric_record.h"
 #include "core/rollout_types.h"
 #include "trainer/adamw.h"
+#include "trainer/ranks.h"
 #include "trainer/step_batch.h"
 #include "trainer/trainer_model.h"
 
@@ -29,6 +31,7 @@ struct TrainLoopParts {
   AdamW* critic_optimizer = nullptr;
   TakeGroups take_groups;
   std::vector<double> reward_weights;  // [K]; empty: no rewards (given completions)
+  Ranks ranks;                         // each with the same weights; take_groups gives all of them the same groups
   double peak_flops = 0;               // of matrix products on this machine, for perf/mfu; 0: not measured
 };
 
@@ -46,7 +49,7 @@ struct StepResult {
 
 class TrainLoop {
  public:
-  TrainLoop(TrainLoopParts parts, TrainCounters counters) : parts_(std::move(parts)), counters_(counters) {}
+  TrainLoop(TrainLoopParts parts, TrainCounters counters);
 
   // NumericsError when the loss or a gradient's norm is not finite; the weights are then those before the update.
   StepResult step();
@@ -62,10 +65,16 @@ class TrainLoop {
   StepBatch take_batch(MetricRecord& record);
   void add_model_outputs(StepBatch& batch, MetricRecord& record) const;
   void select_tokens(StepBatch& batch, const std::vector<int64_t>& mini_batch, int64_t update_index) const;
-  bool has_gradient(const StepBatch& batch, int64_t completion) const;
+  std::vector<bool> find_gradients(const StepBatch& batch, const std::vector<int64_t>& completions) const;
   MetricSums run_mini_batch(const StepBatch& batch, const std::vector<int64_t>& completions, Update& update) const;
   MetricSums run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
                              Update& update) const;
+  void sum_gradients(Update& update) const;
+  void forget_gradients() const;
+  int64_t num_idle_passes(const std::vector<MicroBatch>& own) const;
+  void idle_through(int64_t passes, bool with_backward) const;
+  void end_pass() const;
+  TrainerModel* own_critic() const;  // null: none, or it is the policy
   PolicyOutput forward(const MicroBatch& micro) const;
   PackOptions pack_options() const;
   bool drifted_too_far(const MetricSums& mini_batch) const;
@@ -77,6 +86,7 @@ class TrainLoop {
 
   TrainLoopParts parts_;
   TrainCounters counters_;
+  std::unique_ptr<GradientSum> policy_sum_, critic_sum_;  // null: sharded weights, or no critic of its own
 };
 
 // learning_rate after warm-up and decay, at step 1, 2, …, max_steps.

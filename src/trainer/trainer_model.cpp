@@ -3,14 +3,13 @@
 #include <ATen/ATen.h>
 
 #include <functional>
-#include <numeric>
 
 #include "model/attention.h"
 
 namespace temper {
 
-TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, bool is_trainable)
-    : network_(std::make_unique<Transformer>(model.config, compute, is_trainable)) {
+TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable)
+    : network_(std::make_unique<Transformer>(model.config, compute, is_trainable, weights)) {
   network_->load(model.parameters, 0);
   if (!is_trainable) return;
   parameters_ = std::move(model.parameters);
@@ -19,10 +18,50 @@ TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, bool is_tr
 }
 
 TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute) {
-  return TrainerModel(std::move(model), compute, true);
+  return TrainerModel(std::move(model), compute, WeightFormat::kCompute, true);
 }
-TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute) {
-  return TrainerModel(std::move(model), compute, false);
+TrainerModel TrainerModel::sharded(LoadedModel model, at::ScalarType compute, const Ranks& ranks) {
+  TrainerModel made = trainable(std::move(model), compute);
+  if (ranks.size() == 1) return made;
+  made.network_->set_recompute(true);
+  made.shards_ = std::make_unique<ShardedWeights>(ranks, made.parameters_, made.gradients_, *made.network_);
+  for (int64_t block = 0; block < made.config().num_layers; ++block) made.network_->drop_block(block);
+  return made;
+}
+
+TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights) {
+  return TrainerModel(std::move(model), compute, weights, false);
+}
+
+void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weights) {
+  rollout_network_ = std::make_unique<Transformer>(config(), compute, /*trainable=*/false, weights);
+}
+
+void TrainerModel::publish(PolicyVersion version) {
+  if (shards_) {
+    shards_->publish(version, rollout_network_.get());
+    return;
+  }
+  network_->load(parameters_, version);
+  if (rollout_network_) rollout_network_->load(parameters_, version);
+}
+
+void TrainerModel::refresh() {
+  if (shards_)
+    shards_->publish(network_->version(), nullptr);
+  else
+    network_->load(parameters_, network_->version());
+}
+
+ShardPlan TrainerModel::shard_plan(Shard shard, const Ranks& ranks) const {
+  if (shards_) return shards_->plan();
+  return {parameters_.specs(), shard == Shard::kFull ? Shard::kNone : shard, ranks.rank(), ranks.size()};
+}
+
+std::shared_ptr<void> TrainerModel::gathered() const {
+  if (!shards_) return nullptr;
+  shards_->gather();
+  return {nullptr, [shards = shards_.get()](void*) { shards->release(); }};
 }
 
 at::Tensor TrainerModel::hidden(const MicroBatch& micro) const {
@@ -36,14 +75,17 @@ at::Tensor TrainerModel::hidden(const MicroBatch& micro) const {
 namespace {
 
 // One number a token of every completion, from micro-batches.
-at::Tensor for_each_token(const StepBatch& batch, int64_t max_tokens,
+at::Tensor for_each_token(const TrainerModel& model, const StepBatch& batch, const std::vector<int64_t>& completions,
+                          int64_t max_tokens, const Ranks& ranks,
                           const std::function<at::Tensor(const MicroBatch&)>& compute) {
   const at::NoGradGuard no_grad;
-  std::vector<int64_t> all(batch.sequences.size());
-  std::iota(all.begin(), all.end(), 0);
   const std::vector<int64_t> offsets = batch.loss.offsets();
-  at::Tensor numbers = at::empty({batch.num_completion_tokens}, at::kDouble);
-  for (const MicroBatch& micro : pack_micro_batches(batch, all, {.max_tokens = max_tokens})) {
+  const at::Tensor numbers = at::zeros({batch.num_completion_tokens}, at::kDouble);
+  const std::vector<int64_t> own = ranks.own(batch, completions, /*whole_groups=*/false);
+  const std::vector<MicroBatch> micro_batches = pack_micro_batches(batch, own, {.max_tokens = max_tokens});
+  const int64_t passes = model.shards() == nullptr ? 0 : ranks.max(static_cast<int64_t>(micro_batches.size()));
+  for (int64_t idle = static_cast<int64_t>(micro_batches.size()); idle < passes; ++idle) model.shards()->idle_forward();
+  for (const MicroBatch& micro : micro_batches) {
     const at::Tensor part = compute(micro);
     int64_t from = 0;
     for (const int64_t i : micro.completions) {
@@ -52,20 +94,24 @@ at::Tensor for_each_token(const StepBatch& batch, int64_t max_tokens,
       from += length;
     }
   }
+  ranks.fill_in(numbers);
   return numbers;
 }
 
 }  // namespace
 
-at::Tensor completion_logprobs(const TrainerModel& model, const StepBatch& batch, int64_t max_tokens,
-                               double temperature) {
-  return for_each_token(batch, max_tokens, [&](const MicroBatch& micro) {
+at::Tensor completion_logprobs(const TrainerModel& model, const StepBatch& batch,
+                               const std::vector<int64_t>& completions, int64_t max_tokens, double temperature,
+                               const Ranks& ranks) {
+  return for_each_token(model, batch, completions, max_tokens, ranks, [&](const MicroBatch& micro) {
     return model.logprobs(model.hidden(micro), micro, temperature).logprobs;
   });
 }
 
-at::Tensor completion_values(const TrainerModel& model, const StepBatch& batch, int64_t max_tokens) {
-  return for_each_token(batch, max_tokens, [&](const MicroBatch& micro) { return model.values(model.hidden(micro)); });
+at::Tensor completion_values(const TrainerModel& model, const StepBatch& batch, const std::vector<int64_t>& completions,
+                             int64_t max_tokens, const Ranks& ranks) {
+  return for_each_token(model, batch, completions, max_tokens, ranks,
+                        [&](const MicroBatch& micro) { return model.values(model.hidden(micro)); });
 }
 
 }  // namespace temper

@@ -1,6 +1,7 @@
 // A model as the trainer uses it, be it policy, critic, reference, teacher or a reward model in the making: f32
 // masters, their gradients, and the network that computes with their rounded, packed copies. A frozen model keeps the
-// packed copy alone. Used from the train loop's thread.
+// packed copy alone. Rollouts compute with the same network, or with one of another type beside it. Used from the train
+// loop's thread.
 #pragma once
 #include <memory>
 
@@ -9,13 +10,18 @@
 #include "model/token_logprobs.h"
 #include "model/transformer.h"
 #include "trainer/packing.h"
+#include "trainer/ranks.h"
+#include "trainer/sharded_weights.h"
 
 namespace temper {
 
 class TrainerModel {
  public:
   static TrainerModel trainable(LoadedModel model, at::ScalarType compute);
-  static TrainerModel frozen(LoadedModel model, at::ScalarType compute);
+  // Weights and gradients lie with their owners among the ranks (sharded_weights.h); rollouts need a network of their
+  // own.
+  static TrainerModel sharded(LoadedModel model, at::ScalarType compute, const Ranks& ranks);
+  static TrainerModel frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights = WeightFormat::kCompute);
 
   const ModelConfig& config() const { return network_->config(); }
   const Transformer& network() const { return *network_; }
@@ -23,9 +29,23 @@ class TrainerModel {
   const FlatParameters& parameters() const { return parameters_; }
   const FlatParameters& gradients() const { return gradients_; }
 
-  // The network computes with the masters as they are now, as version `version`.
-  void publish(PolicyVersion version) { network_->load(parameters_, version); }
+  // From the next publish() on, rollouts have a network of their own. REQUIRES: trainable.
+  void separate_rollouts(at::ScalarType compute, WeightFormat weights);
+  const Transformer& rollout_network() const { return rollout_network_ ? *rollout_network_ : *network_; }
+
+  // Training and rollouts compute with the masters as they are now, as version `version`.
+  void publish(PolicyVersion version);
+  // Training alone does: between the updates of one step.
+  void refresh();
+
+  // Null unless sharded. Every rank makes the same number of passes: those without work idle through theirs.
+  ShardedWeights* shards() const { return shards_.get(); }
+  // What this rank's parameters and gradients hold, and the optimiser updates.
+  ShardPlan shard_plan(Shard shard, const Ranks& ranks) const;
+  // All parameters on all ranks, for as long as the result lives.
+  std::shared_ptr<void> gathered() const;
   void set_recompute(bool value) { network_->set_recompute(value); }
+  void set_block_hook(Transformer::BlockHook hook) const { network_->set_block_hook(std::move(hook)); }
 
   // Hidden states [n, hidden_size] of the micro-batch's rows: one a target. Where gradients are enabled they reach the
   // weights through it.
@@ -39,17 +59,22 @@ class TrainerModel {
   at::Tensor values(const at::Tensor& hidden) const { return network_->values(hidden); }
 
  private:
-  TrainerModel(LoadedModel model, at::ScalarType compute, bool is_trainable);
+  TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable);
 
   std::unique_ptr<Transformer> network_;  // at one address: the engine and autograd graphs hold it
+  std::unique_ptr<Transformer> rollout_network_;
   FlatParameters parameters_;
   FlatParameters gradients_;
+  std::unique_ptr<ShardedWeights> shards_;
 };
 
-// [N] f64 of every completion of the batch, in its order, in micro-batches of at most max_tokens rows, without
-// gradient: log-probabilities at the temperature, or what the value head says before each token.
-at::Tensor completion_logprobs(const TrainerModel& model, const StepBatch& batch, int64_t max_tokens,
-                               double temperature);
-at::Tensor completion_values(const TrainerModel& model, const StepBatch& batch, int64_t max_tokens);
+// [N] f64: of the given completions of the batch, each at its place, zero elsewhere. In micro-batches of at most
+// max_tokens rows, without gradient: log-probabilities at the temperature, or what the value head says before each
+// token. The ranks share the completions out among them, and all get all.
+at::Tensor completion_logprobs(const TrainerModel& model, const StepBatch& batch,
+                               const std::vector<int64_t>& completions, int64_t max_tokens, double temperature,
+                               const Ranks& ranks);
+at::Tensor completion_values(const TrainerModel& model, const StepBatch& batch, const std::vector<int64_t>& completions,
+                             int64_t max_tokens, const Ranks& ranks);
 
 }  // namespace temper

@@ -31,6 +31,8 @@ TEST(ConfigDump, LoadsToTheSameConfiguration) {
   expect_round_trip(
       kBase, {"--algo.preset=ppo", "--algo.rollout_rs={token_k1 = 3, seq_max_k2 = 0.125}", "--rollout.stop=\\n,\"a"});
   expect_round_trip(kPipeline, {});
+  expect_round_trip(kBase, {"--rollout.dtype=int8"});
+  expect_round_trip(kBase, {"--rollout.dtype=int8", "--algo.rollout_is=sequence"});
   expect_round_trip(
       kPipeline, {"--run.dtype=f32", "--stage.rl.rollout.dtype=bf16", "--optim.learning_rate=1.2345678901234567e-5"});
   expect_round_trip(kPipeline, {"--stage.rl.model.path=models/b", "--stage.rl.data.path=x.jsonl",

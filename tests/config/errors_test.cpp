@@ -74,9 +74,6 @@ TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
   EXPECT_THAT(error_of_override("--rollout.workers=2"), HasSubstr("rollout.workers = 2 is out of range. Allowed: 0."));
   EXPECT_THAT(error_of_override("--async.max_staleness=1"),
               HasSubstr("async.max_staleness = 1 is out of range. Allowed: 0."));
-  EXPECT_THAT(error_of_override("--train.ranks=2"), HasSubstr("train.ranks = 2 is out of range. Allowed: 1."));
-  EXPECT_THAT(error_of_override("--train.shard=full"),
-              HasSubstr("train.shard = \"full\" is not known. Allowed: none."));
   EXPECT_THAT(error_of_override("--run.device=cuda"),
               HasSubstr("run.device = \"cuda\" is not known. Allowed: auto, cpu."));
 }

@@ -38,8 +38,23 @@ TEST(Config, EveryKeyHasItsDefault) {
   EXPECT_EQ(stage.algo.advantage_eps, 1e-4);
   EXPECT_EQ(stage.algo.kl_coef, 0.0);
   EXPECT_EQ(stage.algo.whiten_advantages, false);
-  EXPECT_EQ(stage.rollout.dtype, Dtype::kAuto);
+  EXPECT_EQ(stage.rollout.dtype, RolloutDtype::kAuto);
   EXPECT_THAT(config.warnings, IsEmpty());
+}
+
+TEST(Config, RolloutsOfAnotherTypeAreCorrectedByTheLoss) {
+  const auto rollout_is = [](const std::vector<std::string>& overrides) {
+    return parse_config(kBase, overrides).stages.at(0).algo.rollout_is;
+  };
+  EXPECT_EQ(rollout_is({}), RolloutIs::kNone);
+  EXPECT_EQ(rollout_is({"--rollout.dtype=int8"}), RolloutIs::kToken);
+  EXPECT_EQ(rollout_is({"--rollout.dtype=bf16", "--run.dtype=f32"}), RolloutIs::kToken);
+  EXPECT_EQ(rollout_is({"--rollout.dtype=f32", "--run.dtype=f32"}), RolloutIs::kNone);
+  EXPECT_EQ(rollout_is({"--rollout.dtype=int8", "--algo.preset=gmpo"}), RolloutIs::kSequence);
+  EXPECT_EQ(rollout_is({"--rollout.dtype=int8", "--algo.rollout_is=sequence"}), RolloutIs::kSequence);
+  const Config config = parse_config(kBase, {"--rollout.dtype=int8", "--algo.rollout_is=none"});
+  EXPECT_EQ(config.stages.at(0).algo.rollout_is, RolloutIs::kNone);
+  EXPECT_THAT(config.warnings, ElementsAre(HasSubstr("not corrected")));
 }
 
 TEST(Config, FileValuesReachTheirFields) {
@@ -61,7 +76,7 @@ rollout_rs = {token_k1 = [0.5, 2], seq_mean_k3 = 0.01, seq_sum_k1 = 4}
   EXPECT_EQ(stage.name, "dapo");
   EXPECT_EQ(stage.rollout.temperature, 1.0);
   EXPECT_THAT(stage.rollout.stop, ElementsAre("\n\n", "END"));
-  EXPECT_EQ(stage.rollout.dtype, Dtype::kF32);
+  EXPECT_EQ(stage.rollout.dtype, RolloutDtype::kF32);
   EXPECT_EQ(stage.optim.betas[1], 0.95);
   EXPECT_EQ(stage.optim.lr_scheduler_type, LrScheduler::kCosine);
   EXPECT_EQ(stage.algo.overlong_buffer.len, 16);

@@ -237,6 +237,21 @@ train = {num_prompts_per_step = 6, max_steps = 10}
         for record in dapo:
             self.assertLessEqual(record["training/refills"], 3)
 
+    def test_int8_rollouts_beside_training_in_f32(self):
+        text = SMALL.replace("[rollout]\n", '[rollout]\ndtype = "int8"\n') + "[checkpoint]\nlocal_every_steps = 2\n" + SHORT + """
+[[stage]]
+name = "grpo"
+algo = {preset = "grpo", kl_coef = 0.01}
+train = {num_prompts_per_step = 8, max_steps = 8}
+optim = {learning_rate = 5e-4}
+"""
+        records = self.assert_kills_change_nothing(text, [("grpo", 3), ("grpo", 6)])
+        for record in records:
+            if record["stage"] == "grpo" and record["step"] > 0:
+                self.assertGreater(record["sampling/sampling_logp_difference/mean"], 0)  # other weights, reported
+                self.assertLess(record["sampling/sampling_logp_difference/mean"], 0.05)
+                self.assertNotEqual(record["sampling/importance_sampling_ratio/max"], 1)  # and corrected
+
     def test_pairs_and_the_teachers_share(self):
         text = SMALL + "[checkpoint]\nlocal_every_steps = 2\n" + SHORT + REST.replace("stage:ppo", "stage:sft").replace(
             "max_steps = 30", "max_steps = 6").replace("max_steps = 15", "max_steps = 6").replace("num_prompts_per_step = 16", "num_prompts_per_step = 4")

@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include "model/cpu_dispatch.h"
+
 namespace temper {
 namespace {
 
@@ -103,6 +105,47 @@ TEST(PackedMatrix, HalvesOfTilesGiveTheSameBits) {
         at::set_num_threads(threads);
         for (size_t i = 2; i < results.size(); ++i) EXPECT_TRUE(at::equal(results[i], results[i - 2])) << outputs;
       }
+}
+
+// The weights that int8 stands for: scale · round(weight / scale), scale = largest / 127 of the output's row.
+at::Tensor rounded_to_int8(const at::Tensor& weight) {
+  const at::Tensor scale = weight.to(at::kDouble).abs().amax(1, /*keepdim=*/true) / 127;
+  return (weight.to(at::kDouble) / scale).round().mul_(scale);
+}
+
+TEST(PackedMatrix, Int8StandsForWeightsRoundedToAScaleOfEachRow) {
+  for (const CpuLevel level : {CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512})
+    for (const auto compute : compute_dtypes()) {
+      limit_cpu_level(level);
+      for (const auto& [rows, inputs, outputs] :
+           std::vector<std::array<int64_t, 3>>{{1, 64, 64}, {3, 7, 5}, {65, 130, 259}, {200, 576, 192}}) {
+        const at::Tensor x = random({rows, inputs}, 21).to(compute), bias = random({outputs}, 22);
+        at::Tensor weight = random({outputs, inputs}, 23) * random({outputs, 1}, 24);
+        PackedMatrix packed;
+        packed.pack(weight, compute, WeightFormat::kInt8);
+        const at::Tensor wanted = at::matmul(x.to(at::kDouble), rounded_to_int8(weight).t());
+        expect_close(packed.multiply(x, at::kFloat), wanted, 4e-6);
+        expect_close(packed.multiply(x, at::kFloat, bias), wanted + bias, 4e-6);
+        at::Tensor sum = at::ones({rows, outputs});
+        packed.multiply_add(x, sum);
+        expect_close(sum, wanted + 1, 4e-6);
+        const at::Tensor first = packed.multiply(x, at::kFloat);
+        for (const int64_t count : {int64_t{1}, (rows + 1) / 2})
+          EXPECT_TRUE(at::equal(packed.multiply(x.narrow(0, 0, count), at::kFloat), first.narrow(0, 0, count)));
+      }
+    }
+  limit_cpu_level(CpuLevel::kAvx512);
+}
+
+TEST(PackedMatrix, Int8RowOfZerosGivesZeros) {
+  at::Tensor weight = random({70, 32}, 25);
+  weight[3].zero_();
+  PackedMatrix packed;
+  packed.pack(weight, at::kFloat, WeightFormat::kInt8);
+  const at::Tensor product = packed.multiply(random({5, 32}, 26), at::kFloat);
+  EXPECT_TRUE(at::equal(product.select(1, 3), at::zeros({5})));
+  packed.pack(weight, at::kFloat);  // and the format may change from call to call
+  expect_close(packed.multiply(random({5, 32}, 26), at::kFloat), exact(random({5, 32}, 26), weight, at::kFloat), 4e-6);
 }
 
 TEST(PackedMatrix, PartsOfColumnsAndOfInputsAgreeWithTheWhole) {

@@ -1,0 +1,208 @@
+// temper bench train: how fast a step of training is, beside the time of its matrix products alone; with --ranks, how
+// much of the sums over the ranks hides behind the backward pass, over a link as fast as wanted.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "apps/bench.h"
+#include "apps/bench_model.h"
+#include "apps/training_gemm_limit.h"
+#include "comm/thread_communicator.h"
+#include "core/error.h"
+#include "core/rng.h"
+#include "core/system_memory.h"
+#include "trainer/step_metrics.h"
+#include "trainer/train_loop.h"
+
+namespace temper {
+namespace {
+
+struct Workload {
+  int64_t sequence_tokens, step_tokens, micro_batch_tokens;
+  int64_t num_sequences() const { return std::max<int64_t>(1, step_tokens / sequence_tokens); }
+};
+
+// Random tokens, all but the first to be learned; the same for a serial number wherever it is made.
+RolloutGroup make_example(int64_t serial, const Workload& work, int64_t vocab) {
+  SplitMix64 random(static_cast<uint64_t>(serial));
+  const auto token = [&] { return static_cast<int32_t>(random.in_range(0, vocab - 1)); };
+  RolloutGroup group;
+  group.prompt.serial = serial;
+  group.prompt.token_ids = {token()};
+  group.completions.resize(1);
+  Completion& completion = group.completions.front();
+  for (int64_t i = 1; i < work.sequence_tokens; ++i) completion.token_ids.push_back(token());
+  completion.mask.assign(completion.token_ids.size(), 1);
+  return group;
+}
+
+StageConfig make_config(const CommandLine& line, const Workload& work) {
+  StageConfig config;
+  config.name = "bench";
+  config.algo = algo_preset(Preset::kSft);
+  config.algo.whiten_advantages = config.algo.whitens();
+  config.train.num_prompts_per_step = work.num_sequences();
+  config.train.max_steps = 1 << 20;
+  config.train.max_tokens_per_micro_batch = work.micro_batch_tokens;
+  config.train.recompute = line.flag("recompute");
+  return config;
+}
+
+// One rank's model and loop.
+class Trainer {
+ public:
+  Trainer(const LoadedModel& model, const ComputeType& type, const StageConfig& config, const Workload& work,
+          const Ranks& ranks)
+      : config_(config),
+        policy_(TrainerModel::trainable({model.config, copy_of(model.parameters)}, type.compute)),
+        optimizer_(policy_.parameters(), {}),
+        algorithm_(make_algorithm(config_.algo, {})) {
+    policy_.set_recompute(config_.train.recompute);
+    TrainLoopParts parts;
+    parts.config = &config_;
+    parts.policy = &policy_;
+    parts.algorithm = algorithm_.get();
+    parts.optimizer = &optimizer_;
+    parts.ranks = ranks;
+    parts.peak_flops = measure_peak_flops(model.config, type.compute);
+    parts.take_groups = [work, vocab = model.config.vocab_size](int64_t first, int64_t count) {
+      std::vector<RolloutGroup> groups;
+      for (int64_t serial = first; serial < first + count; ++serial)
+        groups.push_back(make_example(serial, work, vocab));
+      return groups;
+    };
+    loop_.emplace(std::move(parts), TrainCounters{});
+  }
+
+  MetricRecord step() { return loop_->step().record; }
+
+ private:
+  static FlatParameters copy_of(const FlatParameters& parameters) {
+    return {parameters.specs(), parameters.flat().clone()};
+  }
+
+  StageConfig config_;
+  TrainerModel policy_;
+  AdamW optimizer_;
+  std::unique_ptr<Algorithm> algorithm_;
+  std::optional<TrainLoop> loop_;
+};
+
+double find(const MetricRecord& record, const char* name) {
+  const double* value = record.find(name);
+  return value == nullptr ? 0 : *value;
+}
+
+// The records of the measured steps, on rank 0, and what the link did in them.
+struct Course {
+  std::vector<MetricRecord> records;
+  double link_busy_s = 0;
+};
+
+Course measure(const LoadedModel& model, const ComputeType& type, const StageConfig& config, const Workload& work,
+               int num_ranks, const SimulatedLink& link, double seconds) {
+  const int threads = std::max(1, at::get_num_threads() / num_ranks);
+  Course course;
+  ThreadWorld world(num_ranks, {}, link);
+  std::vector<std::thread> ranks;
+  std::exception_ptr failure;
+  for (int r = 0; r < num_ranks; ++r)
+    ranks.emplace_back([&, r] {
+      at::set_num_threads(threads);
+      const auto communicator = world.communicator(r);
+      const Ranks all = num_ranks > 1 ? Ranks(*communicator) : Ranks();
+      try {
+        Trainer trainer(model, type, config, work, all);
+        trainer.step();  // compiles kernels, touches memory
+        all.wait_for_all("warm");
+        const double busy_before = world.busy_s();
+        double measured = 0;
+        bool more = true;
+        while (more) {
+          MetricRecord record = trainer.step();
+          measured += find(record, "timing_s/step");
+          if (r == 0) course.records.push_back(std::move(record));
+          more = all.any(r == 0 && measured < seconds);
+        }
+        if (r == 0) course.link_busy_s = world.busy_s() - busy_before;
+      } catch (const std::exception& error) {
+        communicator->abort(error.what());
+        if (r == 0) failure = std::current_exception();
+      }
+    });
+  for (std::thread& rank : ranks) rank.join();
+  if (failure) std::rethrow_exception(failure);
+  return course;
+}
+
+std::vector<double> values_of(const std::vector<MetricRecord>& records, const char* name) {
+  std::vector<double> values;
+  for (const MetricRecord& record : records) values.push_back(find(record, name));
+  return values;
+}
+
+void declare_options(CommandLine& line) {
+  declare_bench_model(line);
+  line.add_flag("fake-data", "random tokens, which is what this bench always takes");
+  line.add_option("seq-len", "TOKENS", "length of each sequence", "512");
+  line.add_option("tokens", "TOKENS", "of one step", "2048");
+  line.add_option("micro-batch-tokens", "TOKENS", "of one forward and backward pass", "2048");
+  line.add_flag("recompute", "as train.recompute");
+  line.add_option("ranks", "N", "threads in place of processes, which share the cores out", "1");
+  line.add_option("link-gb-s", "GB/S", "bandwidth of the simulated link among them; 0: no limit", "0");
+  line.add_option("link-latency-us", "US", "its latency", "0");
+  line.add_option("seconds", "S", "measure at least this long", "10");
+}
+
+}  // namespace
+
+int run_bench_train(int argc, char** argv) {
+  CommandLine line("bench train", "Measures training: SFT steps on random tokens.", "--model DIR | --preset 135m");
+  declare_options(line);
+  if (!line.parse(argc, argv)) return 0;
+  const Workload work{.sequence_tokens = line.integer("seq-len", 2, 1 << 20),
+                      .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
+                      .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
+  const auto num_ranks = static_cast<int>(line.integer("ranks", 1, 64));
+  const SimulatedLink link{.latency_s = line.number("link-latency-us") * 1e-6, .gb_per_s = line.number("link-gb-s")};
+  const LoadedModel model = load_bench_masters(line);
+  const ComputeType type = dtype_of(line);
+  if (type.weights != WeightFormat::kCompute) throw ConfigError("--dtype=int8 is for rollouts. Train in f32 or bf16.");
+  if (work.sequence_tokens > model.config.max_position_embeddings)
+    throw ConfigError("--seq-len={} exceeds the model's context of {}.", work.sequence_tokens,
+                      model.config.max_position_embeddings);
+
+  const BenchReport report(argc, argv);
+  const Course course = measure(model, type, make_config(line, work), work, num_ranks, link, line.number("seconds"));
+  const double memory = static_cast<double>(peak_rss_bytes()) / 1e9;  // before the limit's own weights
+  const double step_s = quantile(values_of(course.records, "timing_s/step"), 0.5);
+  const double update_s = quantile(values_of(course.records, "timing_s/update_actor"), 0.5);
+  const auto tokens = static_cast<double>(work.num_sequences() * work.sequence_tokens);
+  BenchFields fields = {{"tokens_per_s", tokens / step_s},
+                        {"step_s", step_s},
+                        {"update_s", update_s},
+                        {"mfu", quantile(values_of(course.records, "perf/mfu"), 0.5)},
+                        {"ranks", num_ranks},
+                        {"peak_memory_gb", memory / num_ranks}};
+  if (num_ranks == 1) {
+    const int64_t rows =
+        std::min(work.num_sequences() * work.sequence_tokens,
+                 std::max(work.micro_batch_tokens / work.sequence_tokens, int64_t{1}) * work.sequence_tokens);
+    const double products =
+        TrainingGemmLimit(model.config, type.compute).seconds(rows) * tokens / static_cast<double>(rows);
+    fields.emplace_back("gemm_limit_share", products / step_s);
+  } else {
+    double exposed = 0;
+    for (const double seconds : values_of(course.records, "timing_s/wait_for_ranks")) exposed += seconds;
+    fields.emplace_back("link_busy_s", course.link_busy_s / static_cast<double>(course.records.size()));
+    fields.emplace_back("comm_exposed_s", exposed / static_cast<double>(course.records.size()));
+    fields.emplace_back("comm_hidden_share", std::max(0.0, 1 - exposed / course.link_busy_s));
+  }
+  fields.emplace_back("steps", course.records.size());
+  report.print(fields);
+  return 0;
+}
+
+}  // namespace temper

@@ -1,0 +1,82 @@
+// temper train CONFIG: one rank of the trainer, the same stages as `temper run`. mpirun or srun starts the ranks;
+// without a launcher it is a world of one.
+#include <iostream>
+#include <optional>
+
+#include "apps/command_line.h"
+#include "apps/commands.h"
+#include "apps/model_checks.h"
+#include "apps/pipeline.h"
+#include "comm/mpi_communicator.h"
+#include "config/load.h"
+#include "core/log.h"
+
+namespace temper {
+namespace {
+
+CommOptions comm_options(const Config& config) {
+  CommOptions options;
+  options.timeout = std::chrono::milliseconds(static_cast<int64_t>(config.train.comm_timeout_s * 1000));
+  options.check_agreement = config.run.deterministic;
+  return options;
+}
+
+void check_number_of_ranks(const Config& config, int started) {
+  if (config.train.ranks > 1 && config.train.ranks != started)
+    throw ConfigError("train.ranks = {}, but the launcher started {}. Start as many, or leave the key out.",
+                      config.train.ranks, started);
+}
+
+// Before anything is made of them: every rank runs the same program on the same configuration.
+void compare_ranks(const Ranks& ranks, const Config& config) {
+  if (ranks.size() == 1) return;
+  const std::vector<std::string> texts =
+      ranks.communicator()->gather_texts("configuration", "version " TEMPER_VERSION "\n" + dump_toml(config));
+  for (size_t r = 1; r < texts.size(); ++r) {
+    if (texts[r] == texts[0]) continue;
+    size_t begin = 0;
+    for (size_t i = 0; i < texts[0].size() && texts[0][i] == texts[r][i]; ++i)
+      if (texts[0][i] == '\n') begin = i + 1;
+    const auto line = [begin](const std::string& text) { return text.substr(begin, text.find('\n', begin) - begin); };
+    throw ConfigError("rank 0 has \"{}\", rank {} has \"{}\". Start all ranks with the same program and configuration.",
+                      line(texts[0]), r, line(texts[r]));
+  }
+}
+
+int train(const Config& config, const Ranks& ranks) {
+  if (!ranks.leads()) set_terminal_log_level(LogLevel::kError);
+  compare_ranks(ranks, config);
+  return static_cast<int>(run_pipeline(config, "the same command again", ranks));
+}
+
+}  // namespace
+
+int run_train(int argc, char** argv) {
+  CommandLine line("train", "One rank of the trainer, started by mpirun or srun with as many others as there shall be.",
+                   "CONFIG [--section.key=value …] [--stage.NAME.section.key=value …]");
+  line.add_positional("CONFIG");
+  line.add_config_overrides();
+  if (!line.parse(argc, argv)) return 0;
+  const Config config = load_config(line.text("CONFIG"), line.overrides());
+  if (!is_launched_by_mpi()) {
+    check_number_of_ranks(config, 1);
+    check_models(config);
+    return train(config, {});
+  }
+  MpiWorld world(comm_options(config));
+  const std::unique_ptr<Communicator> communicator = world.communicator();
+  const auto end_all = [&](ExitCode code, const char* why) {
+    std::cerr << "temper train: error: rank " << communicator->rank() << ": " << why << std::endl;
+    world.abort(static_cast<int>(code));
+  };
+  try {
+    check_number_of_ranks(config, communicator->size());
+    check_models(config);
+    return train(config, Ranks(*communicator));
+  } catch (const Error& error) {
+    end_all(error.exit_code(), error.what());
+  }
+  return 0;  // not reached: abort() does not return
+}
+
+}  // namespace temper

@@ -1,0 +1,174 @@
+#include "trainer/ranks.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "comm/wire_format.h"
+#include "core/clock.h"
+#include "core/error.h"
+#include "trainer/adamw.h"
+
+namespace temper {
+namespace {
+
+// Completions that are computed together, and the rows that takes.
+struct Unit {
+  std::vector<int64_t> completions;
+  int64_t rows = 0;
+};
+
+std::vector<Unit> units_of(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) {
+  std::vector<Unit> units;
+  int64_t group = -1;
+  for (const int64_t i : completions) {
+    const StepBatch::Sequence& sequence = batch.sequences[static_cast<size_t>(i)];
+    if (units.empty() || !whole_groups || sequence.group != group) {
+      units.emplace_back();
+      units.back().rows = static_cast<int64_t>(sequence.prompt->size());
+    }
+    group = sequence.group;
+    units.back().completions.push_back(i);
+    units.back().rows += static_cast<int64_t>(sequence.completion->size());
+  }
+  return units;
+}
+
+}  // namespace
+
+std::vector<int64_t> Ranks::own(const StepBatch& batch, const std::vector<int64_t>& completions,
+                                bool whole_groups) const {
+  if (size() == 1) return completions;
+  std::vector<Unit> units = units_of(batch, completions, /*whole_groups=*/true);
+  if (!whole_groups && static_cast<int64_t>(units.size()) < 2 * size()) units = units_of(batch, completions, false);
+  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.rows > b.rows; });
+  std::vector<int64_t> work(static_cast<size_t>(size()), 0), own;
+  for (const Unit& unit : units) {
+    const auto least = std::min_element(work.begin(), work.end()) - work.begin();
+    work[static_cast<size_t>(least)] += unit.rows;
+    if (least == rank()) own.insert(own.end(), unit.completions.begin(), unit.completions.end());
+  }
+  std::sort(own.begin(), own.end());
+  return own;
+}
+
+void Ranks::fill_in(const at::Tensor& numbers) const {
+  if (size() > 1 && numbers.numel() > 0) comm_->all_reduce("token numbers", numbers).wait();
+}
+
+MetricSums Ranks::merge(const MetricSums& own) const {
+  if (size() == 1) return own;
+  WireWriter writer;
+  for (const MetricSum& entry : own.entries()) {
+    writer.text(entry.name);
+    writer.number(static_cast<uint8_t>(entry.reduction));
+    writer.number(entry.value);
+    writer.number(entry.weight);
+    writer.number(static_cast<uint8_t>(entry.logged));
+  }
+  MetricSums all;
+  for (const std::string& text : comm_->gather_texts("metrics", writer.take())) {
+    WireReader reader(text);
+    while (!reader.at_end()) {
+      MetricSum entry;
+      entry.name = reader.text();
+      entry.reduction = static_cast<Reduction>(reader.number<uint8_t>());
+      entry.value = reader.number<double>();
+      entry.weight = reader.number<double>();
+      entry.logged = reader.number<uint8_t>() != 0;
+      all.add(entry);
+    }
+  }
+  return all;
+}
+
+void Ranks::wait_for_all(const std::string& what) const {
+  if (size() > 1) comm_->barrier(what);
+}
+
+int64_t Ranks::sum(int64_t value) const {
+  if (size() == 1) return value;
+  const at::Tensor total = at::full({1}, value, at::kLong);
+  comm_->all_reduce("count", total).wait();
+  return total.item<int64_t>();
+}
+
+int64_t Ranks::max(int64_t value) const {
+  if (size() == 1) return value;
+  const at::Tensor largest = at::full({1}, value, at::kLong);
+  comm_->all_reduce("largest count", largest, ReduceOp::kMax).wait();
+  return largest.item<int64_t>();
+}
+
+bool Ranks::any(bool value) const { return sum(value ? 1 : 0) > 0; }
+
+std::string Ranks::first_error(const std::string& own) const {
+  if (size() == 1) return own;
+  if (!any(!own.empty())) return {};
+  const std::vector<std::string> texts = comm_->gather_texts("errors", own);
+  for (size_t r = 0; r < texts.size(); ++r)
+    if (!texts[r].empty()) return format("rank {}: {}", r, texts[r]);
+  return {};
+}
+
+void GradientSum::block_done(int64_t block) {
+  if (ranks_.size() == 1) return;
+  TEMPER_CHECK(block == next_, "block {} comes, {} is expected", block, next_);
+  send(format("gradients of block {}", block), plan_.segments()[static_cast<size_t>(block) + 1]);
+  next_ = block - 1;
+}
+
+double GradientSum::finish() {
+  if (ranks_.size() == 1) return 0;
+  const Stopwatch watch;
+  while (next_ >= 0) block_done(next_);
+  send("gradients of the embedding", plan_.segments().front());
+  send("gradients of the head", plan_.segments().back());
+  for (CommHandle& handle : sent_) handle.wait();
+  sent_.clear();
+  next_ = plan_.num_blocks() - 1;
+  return watch.seconds();
+}
+
+void GradientSum::send(const std::string& name, const FlatRange& segment) {
+  Communicator& comm = *ranks_.communicator();
+  const auto slice = [this](const FlatRange& range) { return flat_.narrow(0, range.begin, range.size()); };
+  if (!plan_.is_sharded()) {
+    if (segment.size() > 0) sent_.push_back(comm.all_reduce(name, slice(segment)));
+    return;
+  }
+  const FlatRange rest = plan_.rest(segment);
+  if (rest.begin > segment.begin)
+    sent_.push_back(
+        comm.reduce_scatter(name, slice({segment.begin, rest.begin}), slice(plan_.part(segment, ranks_.rank()))));
+  if (rest.size() > 0) sent_.push_back(comm.all_reduce(name, slice(rest)));
+}
+
+void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat) {
+  if (!plan.is_sharded()) return;
+  std::vector<CommHandle> sent;
+  const auto slice = [&flat](const FlatRange& range) { return flat.narrow(0, range.begin, range.size()); };
+  for (const FlatRange& segment : plan.segments()) {
+    const FlatRange rest = plan.rest(segment);
+    if (rest.begin > segment.begin)
+      sent.push_back(ranks.communicator()->all_gather(name, slice(plan.part(segment, ranks.rank())),
+                                                      slice({segment.begin, rest.begin})));
+    if (rest.size() > 0) sent.push_back(ranks.communicator()->broadcast(name, slice(rest), ranks.size() - 1));
+  }
+  for (CommHandle& handle : sent) handle.wait();
+}
+
+double global_norm(const Ranks& ranks, const ShardPlan& plan, const at::Tensor& flat) {
+  if (!plan.is_sharded()) return global_norm(flat);
+  double squares = 0;
+  for (const FlatRange& range : plan.owned()) {
+    const double norm = global_norm(flat.narrow(0, range.begin, range.size()));
+    squares += norm * norm;
+  }
+  const at::Tensor total = at::full({1}, squares, at::kDouble);
+  ranks.communicator()->all_reduce("gradient norm", total).wait();
+  return std::sqrt(total.item<double>());
+}
+
+}  // namespace temper

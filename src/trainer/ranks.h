@@ -1,0 +1,74 @@
+// What the train loop shares with the trainer's other ranks. Every rank holds the whole batch (its small arrays and
+// token ids); each computes the completions that fall to it; gradients, metrics and per-token numbers are summed. All
+// ranks call the same functions in the same order. With one rank nothing is sent and nothing is copied.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "algos/metric_sums.h"
+#include "comm/communicator.h"
+#include "model/parameters.h"
+#include "trainer/shard_plan.h"
+#include "trainer/step_batch.h"
+
+namespace temper {
+
+class Ranks {
+ public:
+  Ranks() = default;  // one rank, alone
+  explicit Ranks(Communicator& communicator) : comm_(&communicator) {}
+
+  int rank() const { return comm_ == nullptr ? 0 : comm_->rank(); }
+  int size() const { return comm_ == nullptr ? 1 : comm_->size(); }
+  bool leads() const { return rank() == 0; }
+  Communicator* communicator() const { return comm_; }  // null: alone
+
+  // Of these completions of the batch, the ones this rank computes: groups stay whole where they must (losses on pairs)
+  // or where there are enough of them; the longest first, each to the rank with the least work so far.
+  std::vector<int64_t> own(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) const;
+
+  // numbers: each rank has filled its own entries, the others are zero; afterwards all ranks have all.
+  void fill_in(const at::Tensor& numbers) const;
+  // The sums of all ranks, merged in their order.
+  MetricSums merge(const MetricSums& own) const;
+  void wait_for_all(const std::string& what) const;
+  int64_t sum(int64_t value) const;
+  int64_t max(int64_t value) const;
+  bool any(bool value) const;
+  // Raises one error on all ranks where one of them has one (empty: none): the first rank's.
+  std::string first_error(const std::string& own) const;
+
+ private:
+  Communicator* comm_ = nullptr;
+};
+
+// Sums a model's gradients over the ranks, a block's as soon as its backward is done, so that the sums travel while the
+// blocks below are computed. With a sharded plan each rank gets the sums of what it owns; elsewhere its buffer is void.
+class GradientSum {
+ public:
+  GradientSum(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients)
+      : ranks_(ranks), plan_(plan), flat_(gradients.flat()), next_(plan.num_blocks() - 1) {}
+
+  // The gradients of this transformer block will not change any more. Blocks come last to first.
+  void block_done(int64_t block);
+  // What is left; then the gradients are the sums. The next sum may begin. Returns the seconds spent waiting.
+  double finish();
+
+ private:
+  void send(const std::string& name, const FlatRange& segment);
+
+  Ranks ranks_;
+  ShardPlan plan_;
+  at::Tensor flat_;
+  int64_t next_;  // the block whose turn it is; -1: all are on their way
+  std::vector<CommHandle> sent_;
+};
+
+// Every owner's part of the flat buffer reaches all ranks: weights after an update, moments before they are saved.
+void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat);
+
+// sqrt(sum of squares) of gradients that lie with their owners, or of the whole buffer where nothing is sharded.
+double global_norm(const Ranks& ranks, const ShardPlan& plan, const at::Tensor& flat);
+
+}  // namespace temper

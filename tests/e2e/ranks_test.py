@@ -1,0 +1,155 @@
+"""Several trainer ranks on this machine: they learn as one does, stop and go on together, and one that dies is named."""
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import harness
+
+GRPO = harness.TINY.replace("num_generations = 8\nmax_completion_length = 8", "num_generations = 4\nmax_completion_length = 4") + """
+[checkpoint]
+local_every_steps = 2
+[[stage]]
+name = "sft"
+algo.preset = "sft"
+train = {num_prompts_per_step = 16, max_steps = 20}
+optim = {learning_rate = 3e-3}
+[[stage]]
+name = "grpo"
+algo = {preset = "grpo", kl_coef = 0.02}
+train = {num_prompts_per_step = 8, max_steps = 10}
+optim = {learning_rate = 5e-4}
+"""
+MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+
+
+class Ranks(harness.Case):
+    def setUp(self):
+        super().setUp()
+        self.config(GRPO)
+
+    def run_path(self, name):
+        return self.folder / "runs" / name
+
+    def start(self, name, *more):
+        return subprocess.Popen([harness.TEMPER, "run", "config.toml", f"--run.name={name}", *more], cwd=self.folder, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_step(self, name, stage, step):
+        path = self.run_path(name) / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if path.exists() and f'"stage":"{stage}","step":{step},' in path.read_text().replace(": ", ":").replace(", ", ","):
+                return
+            time.sleep(0.01)
+        self.fail(f"{name} did not reach step {step} of {stage}")
+
+    def losses(self, name):
+        return [record["loss"] for record in harness.metrics(self.run_path(name)) if "loss" in record]
+
+    def test_two_ranks_learn_as_one_does(self):
+        harness.temper("run", "config.toml", "--run.name=one", cwd=self.folder, check=0)
+        one = self.losses("one")
+        for shard in ("none", "optimizer", "full"):
+            result = harness.temper("run", "config.toml", f"--run.name={shard}", "--train.ranks=2", f"--train.shard={shard}", cwd=self.folder, check=0)
+            two = self.losses(shard)
+            self.assertEqual(len(one), len(two))
+            for a, b in zip(one[:20], two[:20]):  # sft: the same examples
+                self.assertAlmostEqual(a, b, delta=1e-4 * max(abs(a), 0.1))
+            self.assertTrue((self.run_path(shard) / "model" / "config.json").exists())
+            self.assertTrue((self.run_path(shard) / "logs" / "rank_1.log").exists())
+            self.assertEqual(result.err.count("done: model in"), 1)  # one rank speaks
+            for record in harness.metrics(self.run_path(shard)):
+                if record["stage"] == "grpo" and record["step"] > 0:
+                    self.assertEqual(record["sampling/sampling_logp_difference/max"], 0)
+
+    def test_the_same_bits_run_after_run(self):
+        for name in ("a", "b"):
+            harness.temper("run", "config.toml", f"--run.name={name}", "--train.ranks=2", cwd=self.folder, check=0)
+        self.assertEqual(harness.without_times(harness.metrics(self.run_path("a"))), harness.without_times(harness.metrics(self.run_path("b"))))
+        self.assertEqual((self.run_path("a") / "completions.jsonl").read_text(), (self.run_path("b") / "completions.jsonl").read_text())
+
+    def test_a_killed_rank_is_named_and_the_run_goes_on(self):
+        long = "--stage.grpo.train.max_steps=60"
+        harness.temper("run", "config.toml", "--run.name=whole", "--train.ranks=2", long, cwd=self.folder, check=0)
+        process = self.start("killed", "--train.ranks=2", long)
+        self.wait_for_step("killed", "grpo", 3)
+        ranks = self.ranks_of(process.pid)
+        self.assertEqual(sorted(ranks), [0, 1])
+        os.kill(ranks[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 4, err)
+        self.assertIn("rank 1 was killed", err)
+        result = harness.temper("run", "config.toml", "--run.name=killed", "--train.ranks=2", long, cwd=self.folder, check=0)
+        self.assertIn("resumed at step", result.err)
+        self.assertEqual(harness.without_times(harness.metrics(self.run_path("whole"))),
+                         harness.without_times(harness.metrics(self.run_path("killed"))))
+        self.assertEqual(harness.tensors(self.run_path("whole") / "model" / "model.safetensors"),
+                         harness.tensors(self.run_path("killed") / "model" / "model.safetensors"))
+
+    def ranks_of(self, launcher):
+        """{rank: pid} of the trainer processes that this run started."""
+        found = {}
+        for entry in pathlib.Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                variables = dict(item.split(b"=", 1) for item in (entry / "environ").read_bytes().split(b"\0") if b"=" in item)
+            except (OSError, ValueError):
+                continue
+            if len(command) > 1 and command[1] == b"train" and (entry / "cwd").resolve() == self.folder.resolve():
+                found[int(variables[b"OMPI_COMM_WORLD_RANK"])] = int(entry.name)
+        return found
+
+    def test_a_stopped_rank_is_named(self):
+        process = self.start("late", "--train.ranks=2", "--train.comm_timeout_s=6", "--stage.grpo.train.max_steps=1000")
+        self.wait_for_step("late", "grpo", 2)
+        pid = self.ranks_of(process.pid)[1]
+        os.kill(pid, signal.SIGSTOP)
+        _, err = process.communicate(timeout=90)
+        self.assertEqual(process.returncode, 4, err)
+        self.assertIn("rank 1 (last:", err)
+        self.assertIn("its process is stopped", err)
+        deadline = time.monotonic() + 20  # mpirun ends it with SIGKILL after a while
+        while pathlib.Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.assertFalse(pathlib.Path(f"/proc/{pid}").exists())
+
+    def test_a_stop_request_reaches_the_ranks(self):
+        long = "--stage.grpo.train.max_steps=60"
+        process = self.start("stopped", "--train.ranks=2", "--train.shard=optimizer", long)
+        self.wait_for_step("stopped", "grpo", 2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 75, err)
+        self.assertIn("checkpoint written", err)
+        # One rank can go on where two stopped, each with half of the moments: the checkpoint does not know their number.
+        result = harness.temper("run", "config.toml", "--run.name=stopped", long, cwd=self.folder, check=0)
+        self.assertIn("resumed at step", result.err)
+
+    def test_ranks_that_do_not_fit_together_are_refused(self):
+        temper = [str(harness.TEMPER), "train", "config.toml"]
+        command = [*MPIRUN, "-n", "1", *temper, ":", "-n", "1", *temper, "--optim.learning_rate=1e-3"]
+        result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("learning_rate", result.stderr)
+        self.assertIn("0.001", result.stderr)
+        self.assertIn("rank 1", result.stderr)
+        result = subprocess.run([*MPIRUN, "-n", "2", *temper, "--train.ranks=3"], cwd=self.folder, capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("train.ranks = 3, but the launcher started 2", result.stderr)
+
+    def test_one_train_process_is_a_run(self):
+        result = harness.temper("train", "config.toml", "--run.name=alone", "--train.max_steps=2", cwd=self.folder, check=0)
+        self.assertIn("done: model in", result.err)
+
+    def test_the_same_error_on_all_ranks_ends_them(self):
+        result = harness.temper("run", "config.toml", "--run.name=bad", "--train.ranks=2", "--optim.learning_rate=1e30", "--optim.max_grad_norm=0",
+                                cwd=self.folder)
+        self.assertEqual(result.code, 6, result.err)
+        self.assertIn("optim.learning_rate", result.err)
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,291 @@
+// Several ranks train as one does: the same losses and weights on the same groups, whatever is trained.
+#include "trainer/ranks.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "comm/thread_communicator.h"
+#include "core/error.h"
+#include "tests/trainer/loop_fixture.h"
+#include "trainer/shared_source.h"
+
+namespace temper {
+namespace {
+
+constexpr int kSteps = 20;
+
+struct Course {
+  std::vector<MetricRecord> records;
+  at::Tensor before, after;  // the weights
+};
+
+Course train(Preset preset, const std::function<void(StageConfig&)>& change, const Ranks& ranks) {
+  // A rate at which a tiny model's course does not blow up rounding: sums over ranks are added up in another order.
+  Fixture fixture(
+      preset,
+      [&change](StageConfig& s) {
+        s.optim.learning_rate = 3e-4;
+        if (change) change(s);
+      },
+      ranks);
+  Course course;
+  {
+    const std::shared_ptr<void> whole = fixture.policy->gathered();
+    course.before = fixture.policy->parameters().flat().clone();
+  }
+  const bool pairs = is_preference_loss(fixture.config.algo.policy_loss);
+  const int64_t size = pairs ? 2 : fixture.config.algo.trains_on_rollouts() ? 4 : 1;
+  TrainLoopParts parts = fixture.parts([&fixture, size](int64_t first, int64_t count) {
+    return fixture.groups(first, count, size, first_token_reward);
+  });
+  parts.ranks = ranks;
+  TrainLoop loop(std::move(parts), {});
+  for (int step = 0; step < kSteps; ++step) course.records.push_back(loop.step().record);
+  const std::shared_ptr<void> whole = fixture.policy->gathered();
+  course.after = fixture.policy->parameters().flat().clone();
+  return course;
+}
+
+// One course a rank.
+std::vector<Course> train_on(int num_ranks, Preset preset, const std::function<void(StageConfig&)>& change,
+                             bool check_agreement = true) {
+  ThreadWorld world(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = check_agreement});
+  std::vector<Course> courses(static_cast<size_t>(num_ranks));
+  std::vector<std::string> errors(static_cast<size_t>(num_ranks));
+  std::vector<std::thread> threads;
+  for (int r = 0; r < num_ranks; ++r)
+    threads.emplace_back([&, r] {
+      at::set_num_threads(1);
+      const auto comm = world.communicator(r);
+      try {
+        courses[static_cast<size_t>(r)] = train(preset, change, Ranks(*comm));
+      } catch (const std::exception& error) {
+        errors[static_cast<size_t>(r)] = error.what();
+        comm->abort(error.what());
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& error : errors) EXPECT_EQ(error, "");
+  return courses;
+}
+
+double number(const MetricRecord& record, const char* name) { return *record.find(name); }
+
+struct Case {
+  const char* name;
+  Preset preset;
+  std::function<void(StageConfig&)> change;
+};
+
+void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
+
+class RanksTrain : public ::testing::TestWithParam<Case> {};
+
+TEST_P(RanksTrain, AsOneDoes) {
+  const Case& test = GetParam();
+  const Course alone = train(test.preset, test.change, {});
+  const double moved = (alone.after - alone.before).norm().item<double>();
+  for (const int num_ranks : {2, 3, 4}) {
+    const std::vector<Course> courses = train_on(num_ranks, test.preset, test.change);
+    for (const Course& course : courses) {
+      ASSERT_EQ(course.records.size(), alone.records.size());
+      for (size_t step = 0; step < alone.records.size(); ++step) {
+        const double expected = number(alone.records[step], "loss");
+        EXPECT_NEAR(number(course.records[step], "loss"), expected, 1e-5 * std::max(std::abs(expected), 0.1))
+            << test.name << ", " << num_ranks << " ranks, step " << step;
+      }
+      EXPECT_LE((course.after - alone.after).norm().item<double>(), 1e-3 * moved) << test.name;
+      EXPECT_TRUE(at::equal(course.after, courses.front().after)) << "ranks differ";
+    }
+  }
+}
+
+void shard_the_optimizer(StageConfig& s) { s.train.shard = Shard::kOptimizer; }
+void shard_everything(StageConfig& s) {
+  s.train.shard = Shard::kFull;
+  s.train.max_tokens_per_micro_batch = 24;  // several passes, not equally many on all ranks
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Stages, RanksTrain,
+    ::testing::Values(
+        Case{"sharded_grpo", Preset::kGrpo, shard_the_optimizer},
+        Case{"sharded_sft", Preset::kSft, shard_the_optimizer}, Case{"sharded_ppo", Preset::kPpo, shard_the_optimizer},
+        Case{"full_grpo", Preset::kGrpo,
+             [](StageConfig& s) {
+               shard_everything(s);
+               s.algo.kl_coef = 0.05;
+             }},
+        Case{"full_sft", Preset::kSft, shard_everything}, Case{"full_dapo", Preset::kDapo, shard_everything},
+        Case{"full_ppo", Preset::kPpo,
+             [](StageConfig& s) {
+               shard_everything(s);
+               s.algo.num_minibatches = 2;
+             }},
+        Case{"full_ppo_on_one_backbone", Preset::kPpo,
+             [](StageConfig& s) {
+               shard_everything(s);
+               s.critic.shared_backbone = true;
+             }},
+        Case{"full_dpo", Preset::kDpo, shard_everything},
+        Case{"full_reward_model", Preset::kRewardModel, shard_everything},
+        Case{"grpo", Preset::kGrpo, [](StageConfig& s) { s.algo.kl_coef = 0.05; }},
+        Case{"grpo_in_small_micro_batches", Preset::kGrpo,
+             [](StageConfig& s) { s.train.max_tokens_per_micro_batch = 24; }},
+        Case{"recomputed", Preset::kGrpo, [](StageConfig& s) { s.train.recompute = true; }},
+        Case{"dapo", Preset::kDapo, {}},
+        Case{"ppo_with_a_critic", Preset::kPpo,
+             [](StageConfig& s) {
+               s.algo.kl_coef = 0.05;
+               s.algo.num_minibatches = 2;
+               s.algo.num_epochs = 2;
+               s.optim.learning_rate = 1e-4;  // of four updates a step
+             }},
+        Case{"ppo_on_one_backbone", Preset::kPpo, [](StageConfig& s) { s.critic.shared_backbone = true; }},
+        Case{"distill", Preset::kGkd, {}}, Case{"sft", Preset::kSft, {}}, Case{"dpo", Preset::kDpo, {}},
+        Case{"reward_model", Preset::kRewardModel, {}}),
+    [](const auto& tested) { return std::string(tested.param.name); });
+
+TEST(Ranks, RepeatTheSameBits) {
+  const auto change = [](StageConfig& s) { s.algo.kl_coef = 0.05; };
+  const std::vector<Course> first = train_on(3, Preset::kGrpo, change), again = train_on(3, Preset::kGrpo, change);
+  EXPECT_TRUE(at::equal(first.front().after, again.front().after));
+}
+
+TEST(ShardPlan, CutsEverySegmentAndLeavesNothingOut) {
+  const ModelConfig config = tiny_model().config;
+  const std::vector<ParameterSpec> layout = parameter_layout(config);
+  for (const int num_ranks : {1, 2, 3, 4, 7}) {
+    std::vector<int> owners(static_cast<size_t>(flat_size(layout)), 0);
+    for (int r = 0; r < num_ranks; ++r) {
+      const ShardPlan plan(layout, Shard::kOptimizer, r, num_ranks);
+      EXPECT_EQ(plan.num_blocks(), config.num_layers);
+      for (const FlatRange& range : plan.owned())
+        for (int64_t i = range.begin; i < range.end; ++i) ++owners[static_cast<size_t>(i)];
+    }
+    EXPECT_TRUE(std::all_of(owners.begin(), owners.end(), [](int count) { return count == 1; })) << num_ranks;
+  }
+}
+
+TEST(AdamW, GathersItsMomentsFromTheirOwnersAndTakesThemBack) {
+  ThreadWorld world(3, {.timeout = std::chrono::seconds(60)});
+  std::vector<std::thread> threads;
+  for (int r = 0; r < 3; ++r)
+    threads.emplace_back([&, r] {
+      const auto comm = world.communicator(r);
+      const LoadedModel model = tiny_model();
+      const FlatParameters gradients(model.parameters.specs());
+      const ShardPlan plan(model.parameters.specs(), Shard::kOptimizer, r, 3);
+      AdamW whole(model.parameters, {}), sharded(model.parameters, {}, plan), restored(model.parameters, {}, plan);
+      const auto step = [&](AdamW& optimizer) {
+        gradients.flat().copy_(model.parameters.flat());
+        const FlatParameters weights(model.parameters.specs(), model.parameters.flat().clone());
+        optimizer.step(weights, gradients, 1e-2, 1);
+        EXPECT_EQ(gradients.flat().count_nonzero().item<int64_t>(), 0);
+      };
+      step(whole);
+      step(sharded);
+      sharded.gather_moments(Ranks(*comm));
+      EXPECT_TRUE(at::equal(sharded.exp_avg().flat(), whole.exp_avg().flat()));
+      EXPECT_TRUE(at::equal(sharded.exp_avg_sq().flat(), whole.exp_avg_sq().flat()));
+      restored.make_room();
+      restored.exp_avg().flat().copy_(whole.exp_avg().flat());
+      restored.exp_avg_sq().flat().copy_(whole.exp_avg_sq().flat());
+      restored.keep_own();
+      restored.gather_moments(Ranks(*comm));
+      EXPECT_TRUE(at::equal(restored.exp_avg().flat(), whole.exp_avg().flat()));
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Ranks, MoreThanThereIsWorkFor) {
+  const auto change = [](StageConfig& s) { s.train.num_prompts_per_step = 1; };
+  const Course alone = train(Preset::kSft, change, {});
+  const Course shared = train_on(3, Preset::kSft, change).back();
+  EXPECT_LE((shared.after - alone.after).norm().item<double>(),
+            1e-3 * (alone.after - alone.before).norm().item<double>());
+}
+
+TEST(Ranks, AgreeOnALossThatIsNotFinite) {
+  ThreadWorld world(3, {.timeout = std::chrono::seconds(60)});
+  std::vector<std::string> errors(3);
+  std::vector<std::thread> threads;
+  for (int r = 0; r < 3; ++r)
+    threads.emplace_back([&, r] {
+      const auto comm = world.communicator(r);
+      Fixture fixture(Preset::kSft);
+      // One example's tokens lead through a broken row of the embedding; only the rank that has it sees a NaN.
+      fixture.policy->parameters()["model.embed_tokens.weight"][7].fill_(std::nan(""));
+      fixture.policy->publish(0);
+      TrainLoopParts parts = fixture.parts([&fixture](int64_t first, int64_t count) {
+        auto groups = fixture.groups(first, count, 1, first_token_reward);
+        for (RolloutGroup& group : groups)
+          for (std::vector<int32_t>* ids : {&group.prompt.token_ids, &group.completions[0].token_ids})
+            std::replace(ids->begin(), ids->end(), 7, 8);
+        groups[0].prompt.token_ids[0] = 7;
+        return groups;
+      });
+      parts.ranks = Ranks(*comm);
+      TrainLoop loop(std::move(parts), {});
+      try {
+        loop.step();
+      } catch (const NumericsError& error) {
+        errors[static_cast<size_t>(r)] = error.what();
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_NE(errors[0].find("the loss is"), std::string::npos) << errors[0];
+  EXPECT_EQ(errors[1], errors[0]);
+  EXPECT_EQ(errors[2], errors[0]);
+}
+
+// Gives back each prompt with as many completions as asked, and counts.
+class EchoSource : public RolloutSource {
+ public:
+  void request(std::vector<Prompt> prompts, int num_completions, const SamplingParams&,
+               RolloutPurpose purpose) override {
+    for (Prompt& prompt : prompts) {
+      RolloutGroup group;
+      group.prompt = std::move(prompt);
+      group.purpose = purpose;
+      group.completions.resize(static_cast<size_t>(num_completions));
+      groups.push_back(std::move(group));
+    }
+  }
+  std::optional<RolloutGroup> next_group(std::chrono::steady_clock::time_point) override {
+    if (groups.empty()) return std::nullopt;
+    RolloutGroup group = std::move(groups.back());
+    groups.pop_back();
+    ++num_generated;
+    return group;
+  }
+  std::vector<RolloutGroup> groups;
+  int num_generated = 0;
+};
+
+TEST(SharedRolloutSource, EveryRankGetsEveryGroupAndGeneratesItsShare) {
+  ThreadWorld world(3, {.timeout = std::chrono::seconds(60)});
+  std::vector<std::thread> threads;
+  for (int r = 0; r < 3; ++r)
+    threads.emplace_back([&, r] {
+      const auto comm = world.communicator(r);
+      EchoSource own;
+      SharedRolloutSource shared(own, Ranks(*comm));
+      std::vector<Prompt> prompts(10);
+      for (int64_t i = 0; i < 10; ++i) prompts[static_cast<size_t>(i)].serial = i;
+      shared.request(prompts, 2, {}, RolloutPurpose::kEval);
+      std::vector<int64_t> serials;
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+      while (const auto group = shared.next_group(deadline)) serials.push_back(group->prompt.serial);
+      std::sort(serials.begin(), serials.end());
+      EXPECT_EQ(serials, (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}));
+      EXPECT_EQ(own.num_generated, r == 0 ? 4 : 3);
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace temper
