@@ -4,11 +4,13 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <functional>
 #include <thread>
 
 #include "apps/bench.h"
 #include "apps/bench_model.h"
 #include "apps/training_gemm_limit.h"
+#include "comm/mpi_communicator.h"
 #include "comm/thread_communicator.h"
 #include "core/error.h"
 #include "core/rng.h"
@@ -47,27 +49,31 @@ StageConfig make_config(const CommandLine& line, const Workload& work) {
   config.train.max_steps = 1 << 20;
   config.train.max_tokens_per_micro_batch = work.micro_batch_tokens;
   config.train.recompute = line.flag("recompute");
+  const std::span<const std::string_view> shards = choice_names<Shard>();
+  const std::string shard = line.one_of("shard", {shards.begin(), shards.end()});
+  config.train.shard = static_cast<Shard>(std::find(shards.begin(), shards.end(), shard) - shards.begin());
   return config;
 }
 
-// One rank's model and loop.
+// One rank's model and loop. The model's parameters become its masters.
 class Trainer {
  public:
-  Trainer(const LoadedModel& model, const ComputeType& type, const StageConfig& config, const Workload& work,
+  Trainer(LoadedModel model, const ComputeType& type, const StageConfig& config, const Workload& work,
           const Ranks& ranks)
       : config_(config),
-        policy_(TrainerModel::trainable({model.config, copy_of(model.parameters)}, type.compute)),
-        optimizer_(policy_.parameters(), {}),
+        policy_(config.train.shard == Shard::kFull ? TrainerModel::sharded(std::move(model), type.compute, ranks)
+                                                   : TrainerModel::trainable(std::move(model), type.compute)),
+        optimizer_(policy_.parameters(), {}, policy_.shard_plan(config.train.shard, ranks)),
         algorithm_(make_algorithm(config_.algo, {})) {
-    policy_.set_recompute(config_.train.recompute);
+    if (config_.train.recompute) policy_.set_recompute(true);
     TrainLoopParts parts;
     parts.config = &config_;
     parts.policy = &policy_;
     parts.algorithm = algorithm_.get();
     parts.optimizer = &optimizer_;
     parts.ranks = ranks;
-    parts.peak_flops = measure_peak_flops(model.config, type.compute);
-    parts.take_groups = [work, vocab = model.config.vocab_size](int64_t first, int64_t count) {
+    parts.peak_flops = measure_peak_flops(policy_.config(), type.compute);
+    parts.take_groups = [work, vocab = policy_.config().vocab_size](int64_t first, int64_t count) {
       std::vector<RolloutGroup> groups;
       for (int64_t serial = first; serial < first + count; ++serial)
         groups.push_back(make_example(serial, work, vocab));
@@ -79,10 +85,6 @@ class Trainer {
   MetricRecord step() { return loop_->step().record; }
 
  private:
-  static FlatParameters copy_of(const FlatParameters& parameters) {
-    return {parameters.specs(), parameters.flat().clone()};
-  }
-
   StageConfig config_;
   TrainerModel policy_;
   AdamW optimizer_;
@@ -95,38 +97,59 @@ double find(const MetricRecord& record, const char* name) {
   return value == nullptr ? 0 : *value;
 }
 
-// The records of the measured steps, on rank 0, and what the link did in them.
+// The measured steps of one rank.
 struct Course {
   std::vector<MetricRecord> records;
-  double link_busy_s = 0;
+  double link_busy_s = 0;  // of the simulated link
+  double peak_rss_gb = 0;  // of the process, while they ran
 };
 
-Course measure(const LoadedModel& model, const ComputeType& type, const StageConfig& config, const Workload& work,
-               int num_ranks, const SimulatedLink& link, double seconds) {
+struct Measurement {
+  ComputeType type;
+  StageConfig config;
+  Workload work;
+  double seconds = 0;
+};
+
+Course run_rank(LoadedModel model, const Measurement& what, const Ranks& ranks,
+                const std::function<double()>& link_busy_s) {
+  Trainer trainer(std::move(model), what.type, what.config, what.work, ranks);
+  trainer.step();  // compiles kernels, touches memory
+  ranks.wait_for_all("warm");
+  reset_peak_rss();
+  Course course;
+  const double busy_before = link_busy_s();
+  double measured = 0;
+  for (bool more = true; more;) {
+    MetricRecord record = trainer.step();
+    measured += find(record, "timing_s/step");
+    course.records.push_back(std::move(record));
+    more = ranks.any(ranks.leads() && measured < what.seconds);
+  }
+  course.link_busy_s = link_busy_s() - busy_before;
+  course.peak_rss_gb = static_cast<double>(peak_rss_bytes()) / 1e9;
+  return course;
+}
+
+LoadedModel copy_of(const LoadedModel& model) {
+  return {model.config, {model.parameters.specs(), model.parameters.flat().clone()}, model.stored_dtype};
+}
+
+// The first rank's course.
+Course run_threads(const LoadedModel& model, const Measurement& what, int num_ranks, const SimulatedLink& link) {
   const int threads = std::max(1, at::get_num_threads() / num_ranks);
   Course course;
   ThreadWorld world(num_ranks, {}, link);
-  std::vector<std::thread> ranks;
   std::exception_ptr failure;
+  std::vector<std::thread> ranks;
   for (int r = 0; r < num_ranks; ++r)
     ranks.emplace_back([&, r] {
       at::set_num_threads(threads);
       const auto communicator = world.communicator(r);
-      const Ranks all = num_ranks > 1 ? Ranks(*communicator) : Ranks();
       try {
-        Trainer trainer(model, type, config, work, all);
-        trainer.step();  // compiles kernels, touches memory
-        all.wait_for_all("warm");
-        const double busy_before = world.busy_s();
-        double measured = 0;
-        bool more = true;
-        while (more) {
-          MetricRecord record = trainer.step();
-          measured += find(record, "timing_s/step");
-          if (r == 0) course.records.push_back(std::move(record));
-          more = all.any(r == 0 && measured < seconds);
-        }
-        if (r == 0) course.link_busy_s = world.busy_s() - busy_before;
+        Course mine = run_rank(copy_of(model), what, num_ranks > 1 ? Ranks(*communicator) : Ranks(),
+                               [&world] { return world.busy_s(); });
+        if (r == 0) course = std::move(mine);
       } catch (const std::exception& error) {
         communicator->abort(error.what());
         if (r == 0) failure = std::current_exception();
@@ -150,7 +173,8 @@ void declare_options(CommandLine& line) {
   line.add_option("tokens", "TOKENS", "of one step", "2048");
   line.add_option("micro-batch-tokens", "TOKENS", "of one forward and backward pass", "2048");
   line.add_flag("recompute", "as train.recompute");
-  line.add_option("ranks", "N", "threads in place of processes, which share the cores out", "1");
+  line.add_option("shard", "none|optimizer|full", "as train.shard", "none");
+  line.add_option("ranks", "N", "threads, where no launcher has started processes; they share the cores out", "1");
   line.add_option("link-gb-s", "GB/S", "bandwidth of the simulated link among them; 0: no limit", "0");
   line.add_option("link-latency-us", "US", "its latency", "0");
   line.add_option("seconds", "S", "measure at least this long", "10");
@@ -165,40 +189,50 @@ int run_bench_train(int argc, char** argv) {
   const Workload work{.sequence_tokens = line.integer("seq-len", 2, 1 << 20),
                       .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
                       .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
-  const auto num_ranks = static_cast<int>(line.integer("ranks", 1, 64));
   const SimulatedLink link{.latency_s = line.number("link-latency-us") * 1e-6, .gb_per_s = line.number("link-gb-s")};
-  const LoadedModel model = load_bench_masters(line);
-  const ComputeType type = dtype_of(line);
-  if (type.weights != WeightFormat::kCompute) throw ConfigError("--dtype=int8 is for rollouts. Train in f32 or bf16.");
-  if (work.sequence_tokens > model.config.max_position_embeddings)
+  LoadedModel model = load_bench_masters(line);
+  const ModelConfig shape = model.config;
+  const Measurement what{dtype_of(line), make_config(line, work), work, line.number("seconds")};
+  if (what.type.weights != WeightFormat::kCompute)
+    throw ConfigError("--dtype=int8 is for rollouts. Train in f32 or bf16.");
+  if (work.sequence_tokens > shape.max_position_embeddings)
     throw ConfigError("--seq-len={} exceeds the model's context of {}.", work.sequence_tokens,
-                      model.config.max_position_embeddings);
+                      shape.max_position_embeddings);
 
   const BenchReport report(argc, argv);
-  const Course course = measure(model, type, make_config(line, work), work, num_ranks, link, line.number("seconds"));
-  const double memory = static_cast<double>(peak_rss_bytes()) / 1e9;  // before the limit's own weights
+  std::optional<MpiWorld> world;
+  std::unique_ptr<Communicator> communicator;
+  if (is_launched_by_mpi()) {
+    world.emplace();
+    communicator = world->communicator();
+  }
+  const auto num_ranks = communicator ? communicator->size() : static_cast<int>(line.integer("ranks", 1, 64));
+  const Course course = communicator    ? run_rank(std::move(model), what, Ranks(*communicator), [] { return 0.0; })
+                        : num_ranks > 1 ? run_threads(model, what, num_ranks, link)
+                                        : run_rank(std::move(model), what, {}, [] { return 0.0; });
+  if (communicator && communicator->rank() > 0) return 0;
   const double step_s = quantile(values_of(course.records, "timing_s/step"), 0.5);
-  const double update_s = quantile(values_of(course.records, "timing_s/update_actor"), 0.5);
   const auto tokens = static_cast<double>(work.num_sequences() * work.sequence_tokens);
   BenchFields fields = {{"tokens_per_s", tokens / step_s},
                         {"step_s", step_s},
-                        {"update_s", update_s},
+                        {"update_s", quantile(values_of(course.records, "timing_s/update_actor"), 0.5)},
                         {"mfu", quantile(values_of(course.records, "perf/mfu"), 0.5)},
                         {"ranks", num_ranks},
-                        {"peak_memory_gb", memory / num_ranks}};
+                        {"peak_memory_gb", course.peak_rss_gb}};  // of the process: of all ranks where they are threads
   if (num_ranks == 1) {
-    const int64_t rows =
-        std::min(work.num_sequences() * work.sequence_tokens,
-                 std::max(work.micro_batch_tokens / work.sequence_tokens, int64_t{1}) * work.sequence_tokens);
-    const double products =
-        TrainingGemmLimit(model.config, type.compute).seconds(rows) * tokens / static_cast<double>(rows);
-    fields.emplace_back("gemm_limit_share", products / step_s);
+    const int64_t of_micro_batch = std::max(work.micro_batch_tokens / work.sequence_tokens, int64_t{1});
+    const int64_t rows = std::min(work.num_sequences(), of_micro_batch) * work.sequence_tokens;
+    const double products = TrainingGemmLimit(shape, what.type.compute).seconds(rows);
+    fields.emplace_back("gemm_limit_share", products * tokens / static_cast<double>(rows) / step_s);
   } else {
     double exposed = 0;
     for (const double seconds : values_of(course.records, "timing_s/wait_for_ranks")) exposed += seconds;
-    fields.emplace_back("link_busy_s", course.link_busy_s / static_cast<double>(course.records.size()));
-    fields.emplace_back("comm_exposed_s", exposed / static_cast<double>(course.records.size()));
-    fields.emplace_back("comm_hidden_share", std::max(0.0, 1 - exposed / course.link_busy_s));
+    const auto steps = static_cast<double>(course.records.size());
+    fields.emplace_back("comm_exposed_s", exposed / steps);
+    if (course.link_busy_s > 0) {
+      fields.emplace_back("link_busy_s", course.link_busy_s / steps);
+      fields.emplace_back("comm_hidden_share", std::max(0.0, 1 - exposed / course.link_busy_s));
+    }
   }
   fields.emplace_back("steps", course.records.size());
   report.print(fields);

@@ -45,9 +45,12 @@ int64_t available_memory_bytes() {
 }
 
 int64_t peak_rss_bytes() {
+  if (const auto peak = number_in("/proc/self/status", "VmHWM:")) return *peak * 1024;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
 }
+
+void reset_peak_rss() { std::ofstream("/proc/self/clear_refs") << 5; }
 
 }  // namespace temper

@@ -8,7 +8,8 @@ namespace temper {
 // The system's available memory, or what the process's control group (v2) leaves of it, whichever is less.
 int64_t available_memory_bytes();
 
-// Largest resident set so far.
+// Largest resident set so far, or since reset_peak_rss() where the kernel allows that.
 int64_t peak_rss_bytes();
+void reset_peak_rss();
 
 }  // namespace temper

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "model/cpu_dispatch.h"
 #include "model/elementwise_kernels.h"
 #include "model/large_pages.h"
 
@@ -23,6 +24,9 @@ constexpr int64_t kRows = PackedMatrix::kTileRows;
 constexpr int64_t kColumns = PackedMatrix::kTileColumns;
 constexpr int64_t kInnerChunk = 256;  // of a weight gradient's sum over tokens
 constexpr int64_t kInnerStep = 64;    // its padding: bounds the number of compiled kernels
+// Turns of each thread in a product: cores that share their time with others differ in speed. With few rows it is
+// memory that limits, and long runs of weights come fastest.
+constexpr int64_t kTurns = 6, kFewRows = 8;
 
 // f32 sums are cut into pieces of the inner dimension, each summed in registers and then added: the rounding error of a
 // long sum falls with the square root of their number. bf16 operands are rounded far more coarsely than that.
@@ -199,7 +203,11 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
     const bool is_int8 = scales_.defined();
     const void* packed = packed_.const_data_ptr();
     const float* scales = is_int8 ? scales_.const_data_ptr<float>() : nullptr;
-    at::parallel_for(0, (part.last_tile - part.first_tile) * split * row_tiles, 1, [&](int64_t begin, int64_t end) {
+    const int64_t items = (part.last_tile - part.first_tile) * split * row_tiles;
+    const int64_t turns = at::get_num_threads() * (rows > kFewRows ? kTurns : 1);
+    const int64_t run_length = std::max<int64_t>(1, (items + turns - 1) / turns);
+    parallel_tasks((items + run_length - 1) / run_length, [&](int64_t turn) {
+      const int64_t begin = turn * run_length, end = std::min(items, begin + run_length);
       alignas(64) float scratch[kRows * kColumns];
       const T* b = nullptr;     // of the tile
       int64_t piece_of_b = -1;  // serves all rows

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "model/large_pages.h"
 
@@ -95,7 +96,9 @@ void ShardedWeights::reduce(size_t segment) {
 }
 
 void ShardedWeights::finish_reduction(size_t segment) {
+  const Stopwatch watch;
   for (CommHandle& handle : reducing_.at(segment)) handle.wait();
+  wait_s_ += watch.seconds();
   reducing_.erase(segment);
   release_others(gradients_.flat(), segment);
 }
@@ -113,7 +116,9 @@ void ShardedWeights::start_gather(size_t segment) {
 }
 
 void ShardedWeights::finish_gather(size_t segment) {
+  const Stopwatch watch;
   for (CommHandle& handle : gathering_.at(segment)) handle.wait();
+  wait_s_ += watch.seconds();
   gathering_.erase(segment);
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "model/transformer.h"
@@ -36,6 +37,9 @@ class ShardedWeights {
   void idle_forward();
   void idle_backward();
 
+  // Seconds spent waiting for other ranks since the last call.
+  double take_wait_s() { return std::exchange(wait_s_, 0); }
+
   // All masters on all ranks, for a checkpoint or an export; and back to the owners' parts.
   void gather();
   void release();
@@ -56,6 +60,7 @@ class ShardedWeights {
   FlatParameters masters_, gradients_;
   Transformer& network_;
   std::map<size_t, std::vector<CommHandle>> gathering_, reducing_;  // by segment
+  double wait_s_ = 0;
 };
 
 }  // namespace temper

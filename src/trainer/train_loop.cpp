@@ -205,6 +205,8 @@ void TrainLoop::end_pass() const {
 // All ranks' gradients become the sums of theirs.
 void TrainLoop::sum_gradients(Update& update) const {
   if (policy_sum_) update.wait_for_ranks_s += policy_sum_->finish();
+  for (const TrainerModel* model : {parts_.policy, own_critic()})
+    if (model != nullptr && model->shards() != nullptr) update.wait_for_ranks_s += model->shards()->take_wait_s();
   if (critic_sum_) update.wait_for_ranks_s += critic_sum_->finish();
 }
 
