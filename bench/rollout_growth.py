@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How generation grows: decode tokens/s over the number of sequences, and over the length of their context.
 
-    bench/rollout_growth.py [--out docs/rollout_growth.svg] [--dtype bf16]
+    .deps/python/bin/python bench/rollout_growth.py [--out docs/images/rollout_growth.svg] [--dtype bf16]
 
 Needs scripts/setup.sh --python, scripts/fetch_smollm2.sh and scripts/build.sh. Runs `temper bench rollout` once a point, prints one JSON line
 each and then two tables (Markdown), and draws them. Only steps in which every sequence decodes are counted: no prefill."""
@@ -27,7 +27,7 @@ def measure(arguments, prompts, completions, context):
     if result.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stderr[-3000:]}")
     line = json.loads(result.stdout.splitlines()[-1])
-    print(json.dumps({"bench": "rollout_growth", "prompts": prompts, "completions": completions, "context": context, **line}), flush=True)
+    print(json.dumps({**line, "bench": "rollout_growth", "prompts": prompts, "completions": completions, "context": context}), flush=True)
     return line
 
 
@@ -67,6 +67,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", help="SVG to draw")
     arguments = parser.parse_args()
+    if arguments.out:
+        import matplotlib  # noqa: F401  (missing: say so before the measurements)
     by_count = [measure(arguments, max(1, n // 8), min(n, 8), 128) for n in SEQUENCES]
     shared = [measure(arguments, 1, 8, context) for context in CONTEXTS]
     alone = [measure(arguments, 8, 1, context) for context in CONTEXTS]

@@ -25,7 +25,7 @@ struct Limits {
   double ttft_ms, tpot_ms;
 };
 
-// Prompt i, the same in bench/compare_rollout.py: token j is the j-th draw of SplitMix64(i).
+// Prompt i, as in bench/rollout_peer.py: token j is the j-th draw of SplitMix64(i).
 std::vector<int32_t> make_prompt(int64_t index, int64_t length, int64_t vocab) {
   SplitMix64 random(static_cast<uint64_t>(index));
   std::vector<int32_t> ids;
@@ -33,12 +33,14 @@ std::vector<int32_t> make_prompt(int64_t index, int64_t length, int64_t vocab) {
   return ids;
 }
 
-void submit(Engine& engine, const Workload& work, int64_t vocab) {
-  for (int64_t i = 0; i < work.num_prompts; ++i) {
-    GenerationRequest request{.id = i,
-                              .prompt_token_ids = make_prompt(i, work.prompt_tokens, vocab),
+// Prompts that the engine has not seen: its prefix cache would keep them from run to run. first_prompt goes on.
+void submit(Engine& engine, const Workload& work, int64_t vocab, int64_t& first_prompt) {
+  for (const int64_t end = first_prompt + work.num_prompts; first_prompt < end; ++first_prompt) {
+    GenerationRequest request{.id = first_prompt,
+                              .prompt_token_ids = make_prompt(first_prompt, work.prompt_tokens, vocab),
                               .num_completions = static_cast<int>(work.num_generations),
-                              .serial = i};
+                              .sampling = {},
+                              .serial = first_prompt};
     request.sampling.max_new_tokens = static_cast<int32_t>(work.max_new_tokens);
     request.sampling.ignore_eos = true;
     engine.submit(std::move(request));
@@ -54,11 +56,11 @@ struct Run {
   double num_decode_tokens = 0, decode_s = 0;  // of the steps in which every sequence decodes and nothing else happens
 };
 
-Run generate(Engine& engine, const Workload& work, int64_t vocab) {
+Run generate(Engine& engine, const Workload& work, int64_t vocab, int64_t& first_prompt) {
   Run run;
   const Stopwatch clock;
   const std::clock_t cpu_start = std::clock();
-  submit(engine, work, vocab);
+  submit(engine, work, vocab, first_prompt);
   const int64_t num_sequences = work.num_prompts * work.num_generations;
   while (!engine.idle()) {
     const Stopwatch step;
@@ -76,9 +78,10 @@ Run generate(Engine& engine, const Workload& work, int64_t vocab) {
 }
 
 // Prompt tokens a second: every prompt with one token behind it.
-double prefill_rate(Engine& engine, Workload work, int64_t vocab) {
+double prefill_rate(Engine& engine, Workload work, int64_t vocab, int64_t& first_prompt) {
   work.num_generations = work.max_new_tokens = 1;
-  return static_cast<double>(work.num_prompts * work.prompt_tokens) / generate(engine, work, vocab).seconds;
+  return static_cast<double>(work.num_prompts * work.prompt_tokens) /
+         generate(engine, work, vocab, first_prompt).seconds;
 }
 
 BenchFields latencies(const Run& run, const Limits& limits) {
@@ -122,7 +125,8 @@ double process_age_s() {
 }
 
 double first_token_age_s(Engine& engine, const Workload& work, int64_t vocab) {
-  submit(engine, work, vocab);
+  int64_t first_prompt = 0;
+  submit(engine, work, vocab, first_prompt);
   while (engine.stats().num_completion_tokens == 0) engine.step();
   return process_age_s();
 }
@@ -185,16 +189,18 @@ int run_bench_rollout(int argc, char** argv) {
     return 0;
   }
 
-  generate(engine, work, vocab);                           // compiles kernels, touches memory
+  int64_t first_prompt = 0;                                // of the next run
+  generate(engine, work, vocab, first_prompt);             // compiles kernels, touches memory
   const double peak_rss_mb = megabytes(peak_rss_bytes());  // before the limit's own weights
   const GemmLimit limit(model.config(), model.compute_dtype(), model.weight_format());
   std::vector<std::pair<double, BenchFields>> repeats;  // by tokens/s
   double measured = 0;
   while (repeats.empty() || measured < seconds) {
-    const Run run = generate(engine, work, vocab);
+    const Run run = generate(engine, work, vocab, first_prompt);
     measured += run.seconds;
     const double rate = run.num_tokens / run.seconds;
-    BenchFields fields = {{"tokens_per_s", rate}, {"prefill_tokens_per_s", prefill_rate(engine, work, vocab)}};
+    BenchFields fields = {{"tokens_per_s", rate},
+                          {"prefill_tokens_per_s", prefill_rate(engine, work, vocab, first_prompt)}};
     if (run.decode_s > 0) fields.emplace_back("decode_tokens_per_s", run.num_decode_tokens / run.decode_s);
     for (const auto& field : latencies(run, limits)) fields.push_back(field);
     const EngineStats stats = engine.stats();
@@ -205,7 +211,7 @@ int run_bench_rollout(int argc, char** argv) {
     fields.emplace_back("gemm_limit_share", limit.seconds(run.steps) / run.seconds);
     if (line.flag("deterministic")) {
       set_deterministic(false);
-      fields.emplace_back("deterministic_cost", run.seconds / generate(engine, work, vocab).seconds);
+      fields.emplace_back("deterministic_cost", run.seconds / generate(engine, work, vocab, first_prompt).seconds);
       set_deterministic(true);
     }
     report.print(fields);
