@@ -76,7 +76,9 @@ jobs() {
   for seed in $seeds; do
     for preset in grpo dapo dr_grpo gspo rloo; do echo "$preset-$seed --run.seed=$seed --algo.preset=$preset"; done
     echo "ppo-$seed --run.seed=$seed --algo.preset=ppo --algo.num_minibatches=2 --critic.learning_rate=5e-4"
-    echo "distill-$seed --run.seed=$seed --algo.preset=distill --algo.kl_coef=0 --model.teacher=$out/teacher/model --rollout.num_generations=4 --optim.learning_rate=5e-4"
+    for preset in distill gkd; do
+      echo "$preset-$seed --run.seed=$seed --algo.preset=$preset --algo.kl_coef=0 --model.teacher=$out/teacher/model --rollout.num_generations=4 --optim.learning_rate=5e-4"
+    done
   done
 }
 jobs | while read -r name options; do printf '%s\0' "$temper run $out/rl.toml --run.dir=$out --run.name=$name --log-level=warning $options"; done |
@@ -91,7 +93,7 @@ def curve(name):
     tokens, points = 0.0, []
     for line in open(out / name / "metrics.jsonl"):
         record = json.loads(line)
-        completions = 32 * (4 if name.startswith("distill") else 16)
+        completions = 32 * (4 if name.startswith(("distill", "gkd")) else 16)
         if "completions/mean_length" in record:
             tokens += completions * record["completions/mean_length"]
         if "eval/arithmetic/accuracy" in record:
@@ -115,7 +117,7 @@ for preset in ("grpo", "dapo", "dr_grpo", "gspo", "rloo", "ppo"):
     print(f"| `{preset}` | {spread(reached) if reached else 'never'} | {statistics.mean(last):.1f}% ± {statistics.stdev(last) if len(last) > 1 else 0:.1f} | {len(reached)} of {len(seeds)} |")
 print(f"\nTeacher {teacher:.1%}; completion tokens generated until 95% of it ({0.95 * teacher:.1%}).\n")
 print("| algorithm | completion tokens | steps | seeds that reached it |\n| --- | --- | --- | --- |")
-for preset in ("distill", "grpo"):
+for preset in ("gkd", "distill", "grpo"):
     curves = [curve(f"{preset}-{seed}") for seed in seeds]
     tokens = [value for value in (first(points, 0.95 * teacher, 2) for points in curves) if value is not None]
     at = [value for value in (first(points, 0.95 * teacher, 0) for points in curves) if value is not None]
