@@ -13,7 +13,8 @@ import os
 import pathlib
 import statistics
 import subprocess
-import sys
+
+from run_json import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".deps/python/bin/python"
@@ -23,13 +24,6 @@ CASES = {  # prompts, completions, prompt tokens, new tokens, transformers too
     "long_prompt": (1, 1, 512, 2, False),
 }
 LABELS = {"group": "8 prompts x 8 completions, tokens/s", "one": "one sequence, tokens/s"}
-
-
-def run(command, environment):
-    result = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stderr[-3000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main():

@@ -10,8 +10,8 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
+
+from run_json import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".deps/python/bin/python"
@@ -43,13 +43,6 @@ def transformers_side(arguments):
     step_s = statistics.median(step() for _ in range(3))
     print(json.dumps({"tokens_per_s": tokens.numel() / step_s, "step_s": step_s,
                       "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}))
-
-
-def run(command, environment):
-    result = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stderr[-3000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main():

@@ -9,8 +9,8 @@ import argparse
 import json
 import os
 import pathlib
-import subprocess
-import sys
+
+from run_json import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NEW_TOKENS = 64
@@ -23,10 +23,7 @@ def measure(arguments, prompts, completions, context):
     command = [arguments.temper, "bench", "rollout", "--model", arguments.model, "--dtype", arguments.dtype, "--seconds", 0, "--num-prompts", prompts,
                "--num-generations", completions, "--prompt-tokens", prompt_tokens, "--max-new-tokens", NEW_TOKENS]
     environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads))
-    result = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stderr[-3000:]}")
-    line = json.loads(result.stdout.splitlines()[-1])
+    line = run(command, environment)
     print(json.dumps({**line, "bench": "rollout_growth", "prompts": prompts, "completions": completions, "context": context}), flush=True)
     return line
 

@@ -61,11 +61,10 @@ class Trainer {
   Trainer(LoadedModel model, const ComputeType& type, const StageConfig& config, const Workload& work,
           const Ranks& ranks)
       : config_(config),
-        policy_(config.train.shard == Shard::kFull ? TrainerModel::sharded(std::move(model), type.compute, ranks)
-                                                   : TrainerModel::trainable(std::move(model), type.compute)),
+        policy_(TrainerModel::trainable(std::move(model), type.compute, config.train.shard, ranks)),
         optimizer_(policy_.parameters(), {}, policy_.shard_plan(config.train.shard, ranks)),
         algorithm_(make_algorithm(config_.algo, {})) {
-    if (config_.train.recompute) policy_.set_recompute(true);
+    policy_.set_recompute(config_.train.recompute);
     TrainLoopParts parts;
     parts.config = &config_;
     parts.policy = &policy_;

@@ -77,8 +77,9 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
                                    model.shard_plan(stage.train.shard, ranks));
   };
   const auto make_trainable = [&](LoadedModel model) {
-    return stage.train.shard == Shard::kFull ? TrainerModel::sharded(std::move(model), compute, ranks)
-                                             : TrainerModel::trainable(std::move(model), compute);
+    TrainerModel made = TrainerModel::trainable(std::move(model), compute, stage.train.shard, ranks);
+    made.set_recompute(stage.train.recompute);
+    return made;
   };
   const auto freeze = [&](const char* key, LoadedModel model) {
     models.identities[key] = identity_of(model);
@@ -95,11 +96,9 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
     const LoadedModel body =
         stage.critic.path.empty() ? source.model : load_companion("critic.path", stage.critic.path, shape);
     models.own_critic.emplace(make_trainable(with_heads(body, /*lm_head=*/false, /*value_head=*/true)));
-    if (stage.train.recompute) models.own_critic->set_recompute(true);
     models.critic_optimizer = make_optimizer(*models.own_critic);
   }
   models.policy.emplace(make_trainable(with_stage_heads(std::move(source.model), stage, start)));
-  if (stage.train.recompute) models.policy->set_recompute(true);
   models.optimizer = make_optimizer(*models.policy);
   return models;
 }

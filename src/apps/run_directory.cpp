@@ -32,14 +32,7 @@ void move_aside(const std::string& path) {
 
 RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
     : config_(config), leads_(ranks.leads()), path_(config.run_dir()) {
-  std::string failure;
-  try {
-    if (leads_) claim();
-  } catch (const IoError& error) {
-    failure = error.what();
-  }
-  failure = ranks.first_error(failure);
-  if (!failure.empty()) throw IoError("{}", failure);
+  ranks.lead([this] { claim(); });
   set_log_file(leads_ ? path_ + "/logs/run.log" : format("{}/logs/rank_{}.log", path_, ranks.rank()));
 }
 

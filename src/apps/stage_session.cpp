@@ -347,19 +347,13 @@ StageOutcome StageSession::run() {
 void StageSession::export_model(const std::string& path, at::ScalarType dtype) const {
   const Parts& parts = *parts_;
   const std::shared_ptr<void> whole = parts.models.policy->gathered();
-  std::string failure;
-  try {
+  parts.ranks.lead([&] {
     FileSystem files;
-    if (parts.ranks.leads())
-      write_directory_atomically(files, path, [&](const std::string& folder) {
-        write_model_files(folder, parts.models.exported_config(parts.stage), parts.models.policy->parameters(), dtype);
-        parts.models.tokenizer->save(folder);
-      });
-  } catch (const IoError& error) {
-    failure = error.what();
-  }
-  failure = parts.ranks.first_error(failure);
-  if (!failure.empty()) throw IoError("{}", failure);
+    write_directory_atomically(files, path, [&](const std::string& folder) {
+      write_model_files(folder, parts.models.exported_config(parts.stage), parts.models.policy->parameters(), dtype);
+      parts.models.tokenizer->save(folder);
+    });
+  });
 }
 
 }  // namespace temper

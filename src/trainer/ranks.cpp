@@ -35,6 +35,8 @@ std::vector<Unit> units_of(const StepBatch& batch, const std::vector<int64_t>& c
   return units;
 }
 
+at::Tensor slice(const at::Tensor& flat, const FlatRange& range) { return flat.narrow(0, range.begin, range.size()); }
+
 }  // namespace
 
 std::vector<int64_t> Ranks::own(const StepBatch& batch, const std::vector<int64_t>& completions,
@@ -103,6 +105,17 @@ int64_t Ranks::max(int64_t value) const {
 
 bool Ranks::any(bool value) const { return sum(value ? 1 : 0) > 0; }
 
+void Ranks::lead(const std::function<void()>& act) const {
+  std::string failure;
+  try {
+    if (leads()) act();
+  } catch (const IoError& error) {
+    failure = error.what();
+  }
+  failure = first_error(failure);
+  if (!failure.empty()) throw IoError("{}", failure);
+}
+
 std::string Ranks::first_error(const std::string& own) const {
   if (size() == 1) return own;
   if (!any(!own.empty())) return {};
@@ -132,30 +145,36 @@ double GradientSum::finish() {
 }
 
 void GradientSum::send(const std::string& name, const FlatRange& segment) {
-  Communicator& comm = *ranks_.communicator();
-  const auto slice = [this](const FlatRange& range) { return flat_.narrow(0, range.begin, range.size()); };
-  if (!plan_.is_sharded()) {
-    if (segment.size() > 0) sent_.push_back(comm.all_reduce(name, slice(segment)));
-    return;
-  }
-  const FlatRange rest = plan_.rest(segment);
+  if (plan_.is_sharded())
+    begin_reduction(ranks_, plan_, name, flat_, segment, sent_);
+  else if (segment.size() > 0)
+    sent_.push_back(ranks_.communicator()->all_reduce(name, slice(flat_, segment)));
+}
+
+void begin_reduction(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
+                     const FlatRange& segment, std::vector<CommHandle>& sent) {
+  Communicator& comm = *ranks.communicator();
+  const FlatRange rest = plan.rest(segment);
   if (rest.begin > segment.begin)
-    sent_.push_back(
-        comm.reduce_scatter(name, slice({segment.begin, rest.begin}), slice(plan_.part(segment, ranks_.rank()))));
-  if (rest.size() > 0) sent_.push_back(comm.all_reduce(name, slice(rest)));
+    sent.push_back(comm.reduce_scatter(name, slice(flat, {segment.begin, rest.begin}),
+                                       slice(flat, plan.part(segment, ranks.rank()))));
+  if (rest.size() > 0) sent.push_back(comm.all_reduce(name, slice(flat, rest)));
+}
+
+void begin_gathering(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
+                     const FlatRange& segment, std::vector<CommHandle>& sent) {
+  Communicator& comm = *ranks.communicator();
+  const FlatRange rest = plan.rest(segment);
+  if (rest.begin > segment.begin)
+    sent.push_back(
+        comm.all_gather(name, slice(flat, plan.part(segment, ranks.rank())), slice(flat, {segment.begin, rest.begin})));
+  if (rest.size() > 0) sent.push_back(comm.broadcast(name, slice(flat, rest), ranks.size() - 1));
 }
 
 void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat) {
   if (!plan.is_sharded()) return;
   std::vector<CommHandle> sent;
-  const auto slice = [&flat](const FlatRange& range) { return flat.narrow(0, range.begin, range.size()); };
-  for (const FlatRange& segment : plan.segments()) {
-    const FlatRange rest = plan.rest(segment);
-    if (rest.begin > segment.begin)
-      sent.push_back(ranks.communicator()->all_gather(name, slice(plan.part(segment, ranks.rank())),
-                                                      slice({segment.begin, rest.begin})));
-    if (rest.size() > 0) sent.push_back(ranks.communicator()->broadcast(name, slice(rest), ranks.size() - 1));
-  }
+  for (const FlatRange& segment : plan.segments()) begin_gathering(ranks, plan, name, flat, segment, sent);
   for (CommHandle& handle : sent) handle.wait();
 }
 

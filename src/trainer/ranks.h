@@ -38,6 +38,8 @@ class Ranks {
   bool any(bool value) const;
   // Raises one error on all ranks where one of them has one (empty: none): the first rank's.
   std::string first_error(const std::string& own) const;
+  // The first rank alone acts; all return when it has. Its IoError is raised on all ranks.
+  void lead(const std::function<void()>& act) const;
 
  private:
   Communicator* comm_ = nullptr;
@@ -64,6 +66,13 @@ class GradientSum {
   int64_t next_;  // the block whose turn it is; -1: all are on their way
   std::vector<CommHandle> sent_;
 };
+
+// Begins one segment's way of a sharded buffer: its sums to their owners, or the owners' parts to all ranks. What is
+// left over after equal parts is few elements: all ranks get their sum, and only the owner's counts.
+void begin_reduction(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
+                     const FlatRange& segment, std::vector<CommHandle>& sent);
+void begin_gathering(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
+                     const FlatRange& segment, std::vector<CommHandle>& sent);
 
 // Every owner's part of the flat buffer reaches all ranks: weights after an update, moments before they are saved.
 void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat);

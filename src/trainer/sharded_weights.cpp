@@ -16,7 +16,7 @@ ShardedWeights::ShardedWeights(const Ranks& ranks, const FlatParameters& masters
       masters_(masters),
       gradients_(gradients),
       network_(network) {
-  network_.stream_blocks({.acquire = [this](int64_t block, int64_t next) { acquire(block, next, Use::kLoad); },
+  network_.stream_blocks({.acquire = [this](int64_t block, int64_t next) { acquire(block, next, &network_); },
                           .release = [this](int64_t block) { network_.drop_block(block); },
                           .gradients_done = [this](int64_t block) { reduce(static_cast<size_t>(block) + 1); }});
   release();
@@ -30,22 +30,15 @@ void ShardedWeights::publish(PolicyVersion version, Transformer* copy) {
   if (copy != nullptr) copy->load_ends(masters_, version);
   for (const size_t segment : {size_t{0}, last}) release_others(masters_.flat(), segment);
   if (copy == nullptr) return;
-  for (int64_t block = 0; block < plan_.num_blocks(); ++block) {
-    const auto segment = static_cast<size_t>(block) + 1;
-    if (!gathering_.contains(segment)) start_gather(segment);
-    if (block + 1 < plan_.num_blocks()) start_gather(segment + 1);
-    finish_gather(segment);
-    copy->load_block(block, masters_);
-    release_others(masters_.flat(), segment);
-  }
+  for (int64_t block = 0; block < plan_.num_blocks(); ++block) acquire(block, block + 1, copy);
 }
 
-void ShardedWeights::acquire(int64_t block, int64_t next, Use use) {
+void ShardedWeights::acquire(int64_t block, int64_t next, Transformer* into) {
   const auto segment = static_cast<size_t>(block) + 1;
   if (!gathering_.contains(segment)) start_gather(segment);
   if (next >= 0 && next < plan_.num_blocks()) start_gather(static_cast<size_t>(next) + 1);
   finish_gather(segment);
-  if (use == Use::kLoad) network_.load_block(block, masters_);
+  if (into != nullptr) into->load_block(block, masters_);
   release_others(masters_.flat(), segment);
 }
 
@@ -57,12 +50,12 @@ void ShardedWeights::end_pass() {
 }
 
 void ShardedWeights::idle_forward() {
-  for (int64_t block = 0; block < plan_.num_blocks(); ++block) acquire(block, block + 1, Use::kPass);
+  for (int64_t block = 0; block < plan_.num_blocks(); ++block) acquire(block, block + 1, nullptr);
 }
 
 void ShardedWeights::idle_backward() {
   for (int64_t block = plan_.num_blocks() - 1; block >= 0; --block) {
-    acquire(block, block - 1, Use::kPass);
+    acquire(block, block - 1, nullptr);
     reduce(static_cast<size_t>(block) + 1);
   }
 }
@@ -82,17 +75,8 @@ void ShardedWeights::reduce(size_t segment) {
   std::vector<size_t> before;
   for (const auto& [earlier, handles] : reducing_) before.push_back(earlier);
   for (const size_t earlier : before) finish_reduction(earlier);
-  const FlatRange whole = plan_.segments()[segment], rest = plan_.rest(whole);
-  const FlatRange own = plan_.part(whole, ranks_.rank());
-  const auto slice = [this](const FlatRange& range) { return gradients_.flat().narrow(0, range.begin, range.size()); };
-  const std::string name = format("gradients of segment {}", segment);
-  std::vector<CommHandle>& sent = reducing_[segment];
-  if (rest.begin > whole.begin)
-    sent.push_back(communicator_->reduce_scatter(name, slice({whole.begin, rest.begin}), slice(own)));
-  if (rest.size() > 0) {
-    // Few elements: all ranks get the sum, and all but the owner forget it.
-    sent.push_back(communicator_->all_reduce(name, slice(rest)));
-  }
+  begin_reduction(ranks_, plan_, format("gradients of segment {}", segment), gradients_.flat(),
+                  plan_.segments()[segment], reducing_[segment]);
 }
 
 void ShardedWeights::finish_reduction(size_t segment) {
@@ -104,15 +88,10 @@ void ShardedWeights::finish_reduction(size_t segment) {
 }
 
 void ShardedWeights::start_gather(size_t segment) {
-  const FlatRange whole = plan_.segments()[segment], rest = plan_.rest(whole);
-  const FlatRange own = plan_.part(whole, ranks_.rank());
-  const auto slice = [this](const FlatRange& range) { return masters_.flat().narrow(0, range.begin, range.size()); };
-  const std::string name = format("weights of segment {}", segment);
   std::vector<CommHandle>& sent = gathering_[segment];
   TEMPER_CHECK(sent.empty(), "segment {} is being gathered already", segment);
-  if (rest.begin > whole.begin)
-    sent.push_back(communicator_->all_gather(name, slice(own), slice({whole.begin, rest.begin})));
-  if (rest.size() > 0) sent.push_back(communicator_->broadcast(name, slice(rest), ranks_.size() - 1));
+  begin_gathering(ranks_, plan_, format("weights of segment {}", segment), masters_.flat(), plan_.segments()[segment],
+                  sent);
 }
 
 void ShardedWeights::finish_gather(size_t segment) {

@@ -45,9 +45,8 @@ class ShardedWeights {
   void release();
 
  private:
-  enum class Use { kLoad, kPass };  // pack the block, or let it go by
-
-  void acquire(int64_t block, int64_t next, Use use);
+  // Packs the block into a network, or (null) lets it go by.
+  void acquire(int64_t block, int64_t next, Transformer* into);
   void reduce(size_t segment);
   void finish_reduction(size_t segment);
   void start_gather(size_t segment);

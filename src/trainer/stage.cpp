@@ -86,11 +86,10 @@ void Stage::save(bool must_succeed) {
   // All ranks have the same state: the first writes it, and all learn whether it is there.
   std::string failure;
   try {
-    if (parts_.loop.ranks.leads()) parts_.store->save(state);
+    parts_.loop.ranks.lead([&] { parts_.store->save(state); });
   } catch (const IoError& error) {
     failure = error.what();
   }
-  failure = parts_.loop.ranks.first_error(failure);
   state.tensors.clear();
   for (AdamW* optimizer : {parts_.loop.optimizer, parts_.loop.critic_optimizer})
     if (optimizer != nullptr) optimizer->drop_gathered();

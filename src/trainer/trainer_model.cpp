@@ -17,13 +17,9 @@ TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightForm
   network_->set_gradients(gradients_);
 }
 
-TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute) {
-  return TrainerModel(std::move(model), compute, WeightFormat::kCompute, true);
-}
-TrainerModel TrainerModel::sharded(LoadedModel model, at::ScalarType compute, const Ranks& ranks) {
-  TrainerModel made = trainable(std::move(model), compute);
-  if (ranks.size() == 1) return made;
-  made.network_->set_recompute(true);
+TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, Shard shard, const Ranks& ranks) {
+  TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true);
+  if (shard != Shard::kFull || ranks.size() == 1) return made;
   made.shards_ = std::make_unique<ShardedWeights>(ranks, made.parameters_, made.gradients_, *made.network_);
   for (int64_t block = 0; block < made.config().num_layers; ++block) made.network_->drop_block(block);
   return made;
@@ -54,8 +50,7 @@ void TrainerModel::refresh() {
 }
 
 ShardPlan TrainerModel::shard_plan(Shard shard, const Ranks& ranks) const {
-  if (shards_) return shards_->plan();
-  return {parameters_.specs(), shard == Shard::kFull ? Shard::kNone : shard, ranks.rank(), ranks.size()};
+  return {parameters_.specs(), shard, ranks.rank(), ranks.size()};
 }
 
 std::shared_ptr<void> TrainerModel::gathered() const {

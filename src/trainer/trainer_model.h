@@ -17,10 +17,10 @@ namespace temper {
 
 class TrainerModel {
  public:
-  static TrainerModel trainable(LoadedModel model, at::ScalarType compute);
-  // Weights and gradients lie with their owners among the ranks (sharded_weights.h); rollouts need a network of their
-  // own.
-  static TrainerModel sharded(LoadedModel model, at::ScalarType compute, const Ranks& ranks);
+  // kFull: weights and gradients lie with their owners among the ranks (sharded_weights.h), and rollouts need a network
+  // of their own.
+  static TrainerModel trainable(LoadedModel model, at::ScalarType compute, Shard shard = Shard::kNone,
+                                const Ranks& ranks = {});
   static TrainerModel frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights = WeightFormat::kCompute);
 
   const ModelConfig& config() const { return network_->config(); }

@@ -42,11 +42,10 @@ class Fixture {
     const bool pairs_with_values = config.algo.policy_loss == PolicyLoss::kRewardModel;
     const bool shared = config.algo.needs_critic() && config.critic.shared_backbone;
     const auto make_trainable = [&](LoadedModel model) {
-      return config.train.shard == Shard::kFull ? TrainerModel::sharded(std::move(model), at::kFloat, ranks)
-                                                : TrainerModel::trainable(std::move(model), at::kFloat);
+      return TrainerModel::trainable(std::move(model), at::kFloat, config.train.shard, ranks);
     };
     policy.emplace(make_trainable(with_heads(tiny_model(), !pairs_with_values, pairs_with_values || shared)));
-    if (config.train.recompute) policy->set_recompute(true);
+    policy->set_recompute(config.train.recompute);
     reference.emplace(TrainerModel::frozen(tiny_model(6), at::kFloat));
     teacher.emplace(TrainerModel::frozen(tiny_model(7), at::kFloat));
     const AdamWSettings settings{config.optim.betas[0], config.optim.betas[1]};
