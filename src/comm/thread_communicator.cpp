@@ -180,13 +180,15 @@ struct ThreadWorld::State {
                                                       (link.gb_per_s * 1e9)
                                                 : 0)));
         carry_out(operations);
+        lock.lock();  // counted before the ranks go on, who may ask
+        busy_s += watch.seconds();
+        lock.unlock();
         for (const auto& operation : operations) operation->finish();
       } else {
         for (const auto& operation : operations) operation->fail(disagreement);
         abort(disagreement);
       }
       lock.lock();
-      busy_s += watch.seconds();
     }
   }
 
