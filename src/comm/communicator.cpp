@@ -56,11 +56,7 @@ void CommHandle::wait() {
     operation_.reset();
     return;
   }
-  const std::string missing = communicator_->late_ranks(*operation_);
-  const std::string why =
-      format("{} is not done after {} s: {}. See that rank's log; a longer train.comm_timeout_s gives slow ranks time.",
-             operation_->describe(), seconds_of(std::chrono::steady_clock::now() - operation_->started),
-             missing.empty() ? "a rank is late or gone" : "not begun by " + missing);
+  const std::string why = communicator_->late_text(*operation_);
   communicator_->abort(why);
   throw CommError("{}", why);
 }
@@ -74,6 +70,20 @@ void Communicator::set_board(std::unique_ptr<RankBoard> board) { board_ = std::m
 std::string Communicator::late_ranks(const CommOperation& operation) const {
   const std::string known = missing_ranks(operation);
   return known.empty() && board_ ? board_->describe_missing(operation.sequence) : known;
+}
+
+std::string Communicator::late_text(const CommOperation& operation) const {
+  const std::string missing = late_ranks(operation);
+  return format(
+      "{} is not done after {} s: {}. See that rank's log; a longer train.comm_timeout_s gives slow ranks time.",
+      operation.describe(), seconds_of(std::chrono::steady_clock::now() - operation.started),
+      missing.empty() ? "a rank is late or gone" : "not begun by " + missing);
+}
+
+void Communicator::start_on(Communicator& other, const std::shared_ptr<CommOperation>& operation) {
+  // Its number is the caller's; the other's own operations (of its split) come after it.
+  other.next_sequence_ = std::max(other.next_sequence_, operation->sequence + 1);
+  other.start(operation);
 }
 
 CommHandle Communicator::all_reduce(const std::string& name, const at::Tensor& tensor, ReduceOp op) {

@@ -1,7 +1,8 @@
 // Collective operations among the ranks of a training world, whatever carries them: threads of one process
-// (thread_communicator.h), MPI processes (mpi_communicator.h), later NCCL. Each operation starts at once and is waited
-// for through its handle, so that communication hides behind computation; several may be under way. All ranks call the
-// same operations in the same order. One thread calls a communicator; abort() alone may come from any.
+// (thread_communicator.h), MPI processes (mpi_communicator.h), NCCL between GPUs (nccl_communicator.h). Each operation
+// starts at once and is waited for through its handle, so that communication hides behind computation; several may be
+// under way. All ranks call the same operations in the same order. One thread calls a communicator; abort() alone may
+// come from any.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -107,12 +108,16 @@ class Communicator {
 
   // Who has not begun the operation yet, as far as the back end or the board knows; else empty.
   std::string late_ranks(const CommOperation& operation) const;
+  // What to say of an operation whose time is up.
+  std::string late_text(const CommOperation& operation) const;
 
  protected:
   Communicator(int rank, int size, const CommOptions& options);
 
   // Carries the operation out and ends it with finish() or fail(). Called in order of the sequence numbers.
   virtual void start(const std::shared_ptr<CommOperation>& operation) = 0;
+  // Has another communicator of the same ranks carry out an operation of this one.
+  static void start_on(Communicator& other, const std::shared_ptr<CommOperation>& operation);
   // "ranks 1 and 3"; empty where the back end does not know.
   virtual std::string missing_ranks(const CommOperation&) const { return {}; }
 

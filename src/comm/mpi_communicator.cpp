@@ -342,6 +342,7 @@ void MpiWorld::abort(int exit_code) {
   std::_Exit(exit_code);
 }
 
+int MpiWorld::rank() const { return state_->rank; }
 int MpiWorld::local_rank() const { return state_->local_rank; }
 
 }  // namespace temper

@@ -25,6 +25,7 @@ class MpiWorld {
   // Ends every rank, this one first, with this exit code. Does not return.
   [[noreturn]] void abort(int exit_code);
 
+  int rank() const;
   // Among the ranks of this machine.
   int local_rank() const;
 

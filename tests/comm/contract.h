@@ -15,13 +15,18 @@ namespace temper {
 inline const std::vector<at::ScalarType> kCommDtypes = {at::kDouble, at::kFloat, at::kBFloat16,
                                                         at::kLong,   at::kInt,   at::kByte};
 
+// Where the tensors of the cases lie; they are compared on the CPU.
+inline at::Device contract_device = at::kCPU;
+
+inline at::TensorOptions options_of(at::ScalarType dtype) { return at::device(contract_device).dtype(dtype); }
+
 // Small whole numbers, exact in every dtype: element i of rank r.
 inline at::Tensor numbers_of(int rank, int64_t count, at::ScalarType dtype) {
-  return at::arange(count, at::kLong).remainder_(5).add_(rank).to(dtype);
+  return at::arange(count, at::kLong).remainder_(5).add_(rank).to(options_of(dtype));
 }
 
 inline void expect_equal(const at::Tensor& got, const at::Tensor& wanted, const std::string& where) {
-  EXPECT_TRUE(at::equal(got.to(at::kDouble), wanted.to(at::kDouble))) << where;
+  EXPECT_TRUE(at::equal(got.cpu().to(at::kDouble), wanted.cpu().to(at::kDouble))) << where;
 }
 
 template <class Check>
@@ -33,7 +38,7 @@ void for_dtypes_and_sizes(const Check& check) {
 
 inline void all_reduce_sums(Communicator& comm) {
   for_dtypes_and_sizes([&](at::ScalarType dtype, int64_t count, const std::string& where) {
-    at::Tensor sum = at::zeros({count}, dtype), top = sum.clone();
+    at::Tensor sum = at::zeros({count}, options_of(dtype)), top = sum.clone();
     for (int r = 0; r < comm.size(); ++r) {
       reduce_into(sum, numbers_of(r, count, dtype), ReduceOp::kSum);
       reduce_into(top, numbers_of(r, count, dtype), ReduceOp::kMax);
@@ -51,15 +56,15 @@ inline void all_reduce_sums(Communicator& comm) {
 inline void reduce_scatter_and_all_gather_are_inverse_to_splitting(Communicator& comm) {
   for_dtypes_and_sizes([&](at::ScalarType dtype, int64_t count, const std::string& where) {
     const int64_t total = count * comm.size();
-    at::Tensor sum = at::zeros({total}, dtype);
+    at::Tensor sum = at::zeros({total}, options_of(dtype));
     for (int r = 0; r < comm.size(); ++r) reduce_into(sum, numbers_of(r, total, dtype), ReduceOp::kSum);
     const at::Tensor in = numbers_of(comm.rank(), total, dtype);
-    const at::Tensor apart = at::empty({count}, dtype), within = in.narrow(0, comm.rank() * count, count);
+    const at::Tensor apart = at::empty({count}, options_of(dtype)), within = in.narrow(0, comm.rank() * count, count);
     comm.reduce_scatter("apart", in, apart).wait();
     comm.reduce_scatter("within", in, within).wait();  // out lies in in
     expect_equal(apart, sum.narrow(0, comm.rank() * count, count), where);
     expect_equal(within, apart, "in place " + where);
-    const at::Tensor whole = at::empty({total}, dtype), filled = at::zeros({total}, dtype);
+    const at::Tensor whole = at::empty({total}, options_of(dtype)), filled = at::zeros({total}, options_of(dtype));
     comm.all_gather("whole", apart, whole).wait();
     filled.narrow(0, comm.rank() * count, count).copy_(apart);
     comm.all_gather("filled", filled.narrow(0, comm.rank() * count, count), filled).wait();
@@ -93,7 +98,7 @@ inline void handles_may_be_waited_for_in_any_order(Communicator& comm) {
   std::vector<at::Tensor> tensors;
   std::vector<CommHandle> handles;
   for (int i = 0; i < kOperations; ++i) {
-    tensors.push_back(at::full({1000 + i}, comm.rank() + i, at::kFloat));
+    tensors.push_back(at::full({1000 + i}, comm.rank() + i, options_of(at::kFloat)));
     handles.push_back(comm.all_reduce("part " + std::to_string(i), tensors.back()));
   }
   const int ranks = comm.size() * (comm.size() - 1) / 2;
@@ -121,7 +126,8 @@ inline void split_makes_groups_in_the_order_of_the_keys(Communicator& comm) {
   const int expected = (comm.size() - color + 1) / 2;
   ASSERT_EQ(half->size(), expected);
   EXPECT_EQ(half->rank(), expected - 1 - comm.rank() / 2);
-  const at::Tensor mine = at::full({1}, comm.rank(), at::kLong), all = at::empty({half->size()}, at::kLong);
+  const at::Tensor mine = at::full({1}, comm.rank(), options_of(at::kLong));
+  const at::Tensor all = at::empty({half->size()}, options_of(at::kLong));
   half->all_gather("members", mine, all).wait();
   for (int r = 0; r < half->size(); ++r) EXPECT_EQ(all[r].item<int64_t>(), color + 2 * (half->size() - 1 - r));
   const auto alone = half->split(half->rank(), 0);  // a split of a split
@@ -132,7 +138,7 @@ inline void split_makes_groups_in_the_order_of_the_keys(Communicator& comm) {
 
 inline void every_call_of_one_rank_is_compared_where_asked(Communicator& comm) {
   // With check_agreement only; every rank calls the same here.
-  const at::Tensor tensor = at::ones({3});
+  const at::Tensor tensor = at::ones({3}, options_of(at::kFloat));
   comm.all_reduce("a", tensor).wait();
   expect_equal(tensor, at::full({3}, comm.size()), "agreement");
 }
