@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build (needs no GPU), tests labelled gpu where a
-# GPU is, tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether
+# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build with its tests (needs no GPU), tests labelled
+# gpu where a GPU is, tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether
 # it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -24,12 +24,12 @@ part "asan and ubsan: comm, algos" asan
 
 cuda_packages() { scripts/setup_cuda.sh; }
 if cuda_packages; then
-  part "cuda build" scripts/build.sh cuda temper
+  part "cuda build" scripts/build.sh cuda temper gpu_test comm_nccl_test
 else
   not_run "cuda build" "its packages cannot be had"
 fi
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-  part "tests labelled gpu" ctest --test-dir build/cuda -L gpu --output-on-failure
+  part "tests labelled gpu" ctest --test-dir build/cuda -L gpu --output-on-failure --no-tests=error
 else
   not_run "tests labelled gpu" "no GPU"
 fi

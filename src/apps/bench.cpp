@@ -12,6 +12,7 @@
 #include "apps/commands.h"
 #include "core/error.h"
 #include "core/nearest_name.h"
+#include "model/device.h"
 
 namespace temper {
 namespace {
@@ -44,13 +45,14 @@ std::string cpu_name() {
 
 }  // namespace
 
-BenchReport::BenchReport(int argc, char** argv) : arguments_(argv, argv + argc) {}
+BenchReport::BenchReport(int argc, char** argv, at::Device device)
+    : arguments_(argv, argv + argc), device_(device.is_cpu() ? "cpu: " + cpu_name() : device_name(device)) {}
 
 void BenchReport::print(const BenchFields& fields,
                         const std::vector<std::pair<std::string, std::string>>& texts) const {
   nlohmann::ordered_json line = {{"bench", arguments_.front()},
                                  {"version", TEMPER_VERSION},
-                                 {"device", "cpu: " + cpu_name()},
+                                 {"device", device_},
                                  {"threads", at::get_num_threads()},
                                  {"command", "temper bench " + join(arguments_, " ")}};
   for (const auto& [name, value] : fields) line[name] = value;

@@ -1,13 +1,15 @@
 // temper bench comm: the bandwidth of each collective operation, as nccl-tests count it. Started by mpirun or srun it
-// measures those processes, else threads of this one.
+// measures those processes, on the CPU (MPI) or with a GPU each (NCCL), else threads of this one.
 #include <ATen/ATen.h>
 
 #include <functional>
+#include <optional>
 #include <thread>
 
 #include "apps/bench.h"
 #include "apps/command_line.h"
-#include "comm/mpi_communicator.h"
+#include "apps/model_source.h"
+#include "apps/rank_world.h"
 #include "comm/thread_communicator.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -43,13 +45,14 @@ constexpr Operation kOperations[] = {
 };
 
 // Every rank runs this; `print` is called on the first.
-void measure(Communicator& comm, int64_t max_bytes, double seconds,
+void measure(Communicator& comm, at::Device device, int64_t max_bytes, double seconds,
              const std::function<void(const BenchFields&)>& print) {
   for (size_t o = 0; o < std::size(kOperations); ++o)
     for (int64_t bytes = 1024; bytes <= max_bytes; bytes *= 8) {
       const Operation& operation = kOperations[o];
       const int64_t part_elements = std::max<int64_t>(1, bytes / 4 / comm.size());
-      const at::Tensor whole = at::zeros({part_elements * comm.size()}), part = at::zeros({part_elements});
+      const at::Tensor whole = at::zeros({part_elements * comm.size()}, at::TensorOptions(device));
+      const at::Tensor part = at::zeros({part_elements}, at::TensorOptions(device));
       operation.run(comm, whole, part);
       std::vector<double> times;
       double total = 0;
@@ -78,27 +81,36 @@ void measure(Communicator& comm, int64_t max_bytes, double seconds,
 int run_bench_comm(int argc, char** argv) {
   CommandLine line("bench comm", "Measures collective operations among ranks.", "[--ranks N]");
   line.add_option("ranks", "N", "threads, where no launcher has started processes", "2");
+  line.add_option("device", "cpu|cuda", "of the buffers; cuda: through NCCL, started by mpirun or srun", "cpu");
   line.add_option("max-mb", "MIB", "largest buffer", "32");
   line.add_option("seconds", "S", "of each operation and size, at least", "0.2");
   if (!line.parse(argc, argv)) return 0;
-  const BenchReport report(argc, argv);
   const int64_t max_bytes = line.integer("max-mb", 1, 1 << 16) << 20;
   const double seconds = line.number("seconds");
+  const Device wanted = line.one_of("device", {"cpu", "cuda"}) == "cuda" ? Device::kCuda : Device::kCpu;
+  std::optional<MpiWorld> world;
+  std::unique_ptr<Communicator> communicator;
+  if (is_launched_by_mpi()) {
+    world.emplace();
+    communicator = connect_ranks(*world, wanted);
+  }
+  const at::Device device = compute_device(wanted);
+  const BenchReport report(argc, argv, device);
   const auto print = [&](const BenchFields& fields) {
     report.print(fields, {{"op", kOperations[static_cast<size_t>(fields.front().second)].name}});
   };
-  if (is_launched_by_mpi()) {
-    MpiWorld world;
-    const auto communicator = world.communicator();
-    measure(*communicator, max_bytes, seconds, print);
+  if (communicator) {
+    measure(*communicator, device, max_bytes, seconds, print);
     communicator->barrier("end");
     return 0;
   }
+  if (!device.is_cpu())
+    throw ConfigError("--device=cuda needs a process for each GPU: mpirun -n GPUS temper bench comm --device=cuda.");
   const auto num_ranks = static_cast<int>(line.integer("ranks", 2, 64));
-  ThreadWorld world(num_ranks);
+  ThreadWorld threads(num_ranks);
   std::vector<std::thread> ranks;
   for (int r = 0; r < num_ranks; ++r)
-    ranks.emplace_back([&, r] { measure(*world.communicator(r), max_bytes, seconds, print); });
+    ranks.emplace_back([&, r] { measure(*threads.communicator(r), device, max_bytes, seconds, print); });
   for (std::thread& rank : ranks) rank.join();
   return 0;
 }

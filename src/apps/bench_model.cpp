@@ -65,15 +65,16 @@ void declare_bench_model(CommandLine& line) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("preset", "tiny|135m|0.6b",
                   "in place of --model: random weights, shaped as SmolLM2-135M, Qwen3-0.6B");
-  declare_dtype(line);
+  declare_compute_type(line);
 }
 
 InferenceModel load_bench_model(const CommandLine& line) {
-  const ComputeType type = dtype_of(line);
+  const ComputeType type = compute_type_of(line);
   if (takes_directory(line)) return load_inference_model(line.text("model"), type);
   InferenceModel made{Tokenizer::bytes(), {}, nullptr};
   const LoadedModel random = random_model(line, type.compute);
-  made.model = std::make_unique<Transformer>(random.config, type.compute, /*trainable=*/false, type.weights);
+  made.model =
+      std::make_unique<Transformer>(random.config, type.compute, /*trainable=*/false, type.weights, type.device);
   made.model->load(random.parameters, 0);
   return made;
 }

@@ -182,7 +182,7 @@ int run_bench_rollout(int argc, char** argv) {
   const Transformer& model = *loaded.model;
   const int64_t vocab = model.config().vocab_size;
   Engine engine(model, loaded.tokenizer, options);
-  const BenchReport report(argc, argv);
+  const BenchReport report(argc, argv, model.device());
   set_deterministic(line.flag("deterministic"));
   if (line.flag("cold")) {
     report.print({{"first_token_s", first_token_age_s(engine, work, vocab)}});
@@ -192,7 +192,7 @@ int run_bench_rollout(int argc, char** argv) {
   int64_t first_prompt = 0;                                // of the next run
   generate(engine, work, vocab, first_prompt);             // compiles kernels, touches memory
   const double peak_rss_mb = megabytes(peak_rss_bytes());  // before the limit's own weights
-  const GemmLimit limit(model.config(), model.compute_dtype(), model.weight_format());
+  const GemmLimit limit(model.config(), model.compute_dtype(), model.weight_format(), model.device());
   std::vector<std::pair<double, BenchFields>> repeats;  // by tokens/s
   double measured = 0;
   while (repeats.empty() || measured < seconds) {

@@ -9,12 +9,13 @@
 
 #include "apps/bench.h"
 #include "apps/bench_model.h"
+#include "apps/rank_world.h"
 #include "apps/training_gemm_limit.h"
-#include "comm/mpi_communicator.h"
 #include "comm/thread_communicator.h"
 #include "core/error.h"
 #include "core/rng.h"
 #include "core/system_memory.h"
+#include "model/device.h"
 #include "trainer/step_metrics.h"
 #include "trainer/train_loop.h"
 
@@ -61,7 +62,7 @@ class Trainer {
   Trainer(LoadedModel model, const ComputeType& type, const StageConfig& config, const Workload& work,
           const Ranks& ranks)
       : config_(config),
-        policy_(TrainerModel::trainable(std::move(model), type.compute, config.train.shard, ranks)),
+        policy_(TrainerModel::trainable(std::move(model), type.compute, config.train.shard, ranks, type.device)),
         optimizer_(policy_.parameters(), {}, policy_.shard_plan(config.train.shard, ranks)),
         algorithm_(make_algorithm(config_.algo, {})) {
     policy_.set_recompute(config_.train.recompute);
@@ -71,7 +72,7 @@ class Trainer {
     parts.algorithm = algorithm_.get();
     parts.optimizer = &optimizer_;
     parts.ranks = ranks;
-    parts.peak_flops = measure_peak_flops(policy_.config(), type.compute);
+    parts.peak_flops = measure_peak_flops(policy_.config(), type.compute, type.device);
     parts.take_groups = [work, vocab = policy_.config().vocab_size](int64_t first, int64_t count) {
       std::vector<RolloutGroup> groups;
       for (int64_t serial = first; serial < first + count; ++serial)
@@ -99,8 +100,9 @@ double find(const MetricRecord& record, const char* name) {
 // The measured steps of one rank.
 struct Course {
   std::vector<MetricRecord> records;
-  double link_busy_s = 0;  // of the simulated link
-  double peak_rss_gb = 0;  // of the process, while they ran
+  double link_busy_s = 0;     // of the simulated link
+  double peak_rss_gb = 0;     // of the process, while they ran
+  double peak_device_gb = 0;  // of a GPU's tensors
 };
 
 struct Measurement {
@@ -126,6 +128,7 @@ Course run_rank(LoadedModel model, const Measurement& what, const Ranks& ranks,
     more = ranks.any(ranks.leads() && measured < what.seconds);
   }
   course.link_busy_s = link_busy_s() - busy_before;
+  course.peak_device_gb = static_cast<double>(peak_device_bytes(what.type.device)) / 1e9;
   course.peak_rss_gb = static_cast<double>(peak_rss_bytes()) / 1e9;
   return course;
 }
@@ -189,22 +192,22 @@ int run_bench_train(int argc, char** argv) {
                       .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
                       .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
   const SimulatedLink link{.latency_s = line.number("link-latency-us") * 1e-6, .gb_per_s = line.number("link-gb-s")};
+  std::optional<MpiWorld> world;
+  std::unique_ptr<Communicator> communicator;
+  if (is_launched_by_mpi()) {
+    world.emplace();
+    communicator = connect_ranks(*world, device_of(line));
+  }
   LoadedModel model = load_bench_masters(line);
   const ModelConfig shape = model.config;
-  const Measurement what{dtype_of(line), make_config(line, work), work, line.number("seconds")};
+  const Measurement what{compute_type_of(line), make_config(line, work), work, line.number("seconds")};
   if (what.type.weights != WeightFormat::kCompute)
     throw ConfigError("--dtype=int8 is for rollouts. Train in f32 or bf16.");
   if (work.sequence_tokens > shape.max_position_embeddings)
     throw ConfigError("--seq-len={} exceeds the model's context of {}.", work.sequence_tokens,
                       shape.max_position_embeddings);
 
-  const BenchReport report(argc, argv);
-  std::optional<MpiWorld> world;
-  std::unique_ptr<Communicator> communicator;
-  if (is_launched_by_mpi()) {
-    world.emplace();
-    communicator = world->communicator();
-  }
+  const BenchReport report(argc, argv, what.type.device);
   const auto num_ranks = communicator ? communicator->size() : static_cast<int>(line.integer("ranks", 1, 64));
   const Course course = communicator    ? run_rank(std::move(model), what, Ranks(*communicator), [] { return 0.0; })
                         : num_ranks > 1 ? run_threads(model, what, num_ranks, link)
@@ -218,10 +221,11 @@ int run_bench_train(int argc, char** argv) {
                         {"mfu", quantile(values_of(course.records, "perf/mfu"), 0.5)},
                         {"ranks", num_ranks},
                         {"peak_memory_gb", course.peak_rss_gb}};  // of the process: of all ranks where they are threads
+  if (!what.type.device.is_cpu()) fields.emplace_back("peak_device_memory_gb", course.peak_device_gb);
   if (num_ranks == 1) {
     const int64_t of_micro_batch = std::max(work.micro_batch_tokens / work.sequence_tokens, int64_t{1});
     const int64_t rows = std::min(work.num_sequences(), of_micro_batch) * work.sequence_tokens;
-    const double products = TrainingGemmLimit(shape, what.type.compute).seconds(rows);
+    const double products = TrainingGemmLimit(shape, what.type.compute, what.type.device).seconds(rows);
     fields.emplace_back("gemm_limit_share", products * tokens / static_cast<double>(rows) / step_s);
   } else {
     double exposed = 0;

@@ -81,7 +81,7 @@ int run_eval(int argc, char** argv) {
   line.add_option("num-completions", "K", "completions a prompt; avg@k and pass@k are over them", "1");
   line.add_option("temperature", "T", "0 is greedy", "0");
   line.add_option("max-new-tokens", "TOKENS", "length limit of a completion", "256");
-  declare_dtype(line);
+  declare_compute_type(line);
   line.add_option("seed", "N", "of the draws", "0");
   line.add_option("out", "FILE", "also write the completions there, as JSON lines");
   line.add_config_overrides();
@@ -98,8 +98,8 @@ int run_eval(int argc, char** argv) {
   if (sets.empty() && !text)
     throw ConfigError("there is nothing to evaluate: give data.eval_path or data.task, with eval.num_prompts above 0.");
 
-  const ComputeType type = rollout_type(stage.rollout.dtype, stage.run.dtype);
-  const TrainerModel policy = TrainerModel::frozen(std::move(source.model), type.compute, type.weights);
+  const ComputeType type = rollout_type(stage);
+  const TrainerModel policy = TrainerModel::frozen(std::move(source.model), type.compute, type.weights, type.device);
   const auto rewards = make_stage_rewards(stage, task);
   RolloutStack rollouts(policy.network(), *source.tokenizer, stage, rewards);
   const auto groups = generate_eval(rollouts.source(), sets, stage.eval, sampling_params(stage));

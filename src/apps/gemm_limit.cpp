@@ -6,6 +6,7 @@
 
 #include "apps/bench.h"
 #include "core/clock.h"
+#include "model/device.h"
 
 namespace temper {
 namespace {
@@ -15,12 +16,15 @@ constexpr int64_t kHeadRows = 64;  // as the engine takes them
 
 }  // namespace
 
-GemmLimit::GemmLimit(const ModelConfig& config, at::ScalarType compute, WeightFormat weights) : compute_(compute) {
+GemmLimit::GemmLimit(const ModelConfig& config, at::ScalarType compute, WeightFormat weights, at::Device device)
+    : compute_(compute), device_(device) {
   const int64_t hidden = config.hidden_size, wide = config.intermediate_size;
   const at::Tensor qkv = at::randn({config.q_size() + 2 * config.kv_size(), hidden});
   const at::Tensor output = at::randn({hidden, config.q_size()});
   const at::Tensor gate_up = at::randn({2 * wide, hidden}), down = at::randn({hidden, wide});
-  const auto add = [&](const at::Tensor& weight) { products_.emplace_back().pack(weight, compute, weights); };
+  const auto add = [&](const at::Tensor& weight) {
+    products_.emplace_back().pack(weight.to(device), compute, weights);
+  };
   for (int64_t layer = 0; layer < config.num_layers; ++layer)
     for (const at::Tensor& weight : {qkv, output, gate_up, down}) add(weight);
   add(at::randn({config.vocab_size, hidden}));
@@ -31,8 +35,8 @@ double GemmLimit::seconds_of(const StepShape& shape) const {
   // are added to the residual stream; logits are f32.
   std::vector<at::Tensor> in, out;
   const auto prepare = [&](const PackedMatrix& product, int64_t rows, at::ScalarType out_dtype) {
-    in.push_back(at::randn({rows, product.num_inputs()}).to(compute_));
-    out.push_back(at::zeros({rows, product.num_outputs()}, out_dtype));
+    in.push_back(at::randn({rows, product.num_inputs()}, at::TensorOptions(device_)).to(compute_));
+    out.push_back(at::zeros({rows, product.num_outputs()}, at::TensorOptions(device_).dtype(out_dtype)));
   };
   for (size_t i = 0; i < kPerLayer; ++i) prepare(products_[i], shape.num_tokens, i % 2 == 0 ? compute_ : at::kFloat);
   prepare(products_.back(), std::min(shape.num_logit_rows, kHeadRows), at::kFloat);
@@ -51,6 +55,7 @@ double GemmLimit::seconds_of(const StepShape& shape) const {
       const int64_t rows = std::min(kHeadRows, shape.num_logit_rows - done);
       multiply(products_.back(), in[kPerLayer].narrow(0, 0, rows), out[kPerLayer].narrow(0, 0, rows));
     }
+    synchronize(device_);
   };
   run();
   std::vector<double> times;

@@ -16,7 +16,7 @@ using StepCounts = std::map<StepShape, int64_t>;
 class GemmLimit {
  public:
   // Packs random weights: every layer its own, so that they come from where a model's come from.
-  GemmLimit(const ModelConfig& config, at::ScalarType compute, WeightFormat weights);
+  GemmLimit(const ModelConfig& config, at::ScalarType compute, WeightFormat weights, at::Device device);
 
   // Seconds for all steps: each shape is timed several times, its median counts. Leaves out shapes that make up less
   // than a thousandth of the rows.
@@ -26,6 +26,7 @@ class GemmLimit {
   double seconds_of(const StepShape& shape) const;
 
   at::ScalarType compute_;
+  at::Device device_;
   std::vector<PackedMatrix> products_;  // each layer's qkv, output, gate and up, down; then the head
 };
 

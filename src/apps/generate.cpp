@@ -35,7 +35,7 @@ void declare_options(CommandLine& line) {
   line.add_option("top-k", "K", "draw from the K likeliest tokens; 0: all", "0");
   line.add_option("min-p", "P", "leave out tokens less than P times as likely as the likeliest", "0");
   line.add_option("seed", "N", "of the draws", "0");
-  declare_dtype(line);
+  declare_compute_type(line);
   line.add_option("stop", "STR", "a text that ends a completion; may be repeated");
   line.add_flag("raw", "no chat template: the prompt's text as it is");
   line.add_flag("deterministic", "the same bits whatever shares the batch, on any number of threads");
@@ -73,7 +73,7 @@ int run_generate(int argc, char** argv) {
   if (!line.parse(argc, argv)) return 0;
   const SamplingParams sampling = sampling_of(line);
   const auto num_completions = static_cast<int>(line.integer("num-completions", 1, 1 << 20));
-  const ComputeType type = dtype_of(line);
+  const ComputeType type = compute_type_of(line);
   const std::string prompts_path = line.text("prompts"), model_path = line.text("model");
   const std::string out_path = line.text("out");
   check_can_write(out_path);

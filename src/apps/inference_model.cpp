@@ -26,24 +26,38 @@ void refuse_if_too_large(const std::string& directory, const ModelConfig& config
 
 }  // namespace
 
-void declare_dtype(CommandLine& line) {
-  line.add_option("dtype", "auto|f32|bf16|int8",
-                  "of the computation; auto: bf16 where the CPU multiplies it; int8: as auto, with weights of one byte",
-                  "auto");
+void declare_compute_type(CommandLine& line) {
+  line.add_option(
+      "dtype", "auto|f32|bf16|int8",
+      "of the computation; auto: bf16 where the processor multiplies it; int8: as auto, with weights of one "
+      "byte",
+      "auto");
+  line.add_option("device", "auto|cpu|cuda", "of the computation; auto: a GPU where there is one", "auto");
 }
 
-ComputeType dtype_of(const CommandLine& line) {
-  const std::span<const std::string_view> names = choice_names<RolloutDtype>();
-  const std::string name = line.one_of("dtype", {names.begin(), names.end()});
-  return rollout_type(static_cast<RolloutDtype>(std::find(names.begin(), names.end(), name) - names.begin()),
-                      Dtype::kAuto);
+namespace {
+
+template <class Enum>
+Enum choice_of(const CommandLine& line, const char* option) {
+  const std::span<const std::string_view> names = choice_names<Enum>();
+  const std::string name = line.one_of(option, {names.begin(), names.end()});
+  return static_cast<Enum>(std::find(names.begin(), names.end(), name) - names.begin());
+}
+
+}  // namespace
+
+Device device_of(const CommandLine& line) { return choice_of<Device>(line, "device"); }
+
+ComputeType compute_type_of(const CommandLine& line) {
+  return rollout_type(choice_of<RolloutDtype>(line, "dtype"), training_type(Dtype::kAuto, device_of(line)));
 }
 
 InferenceModel load_inference_model(const std::string& directory, const ComputeType& type) {
   refuse_if_too_large(directory, load_model_config(directory), type);
   InferenceModel loaded{Tokenizer::load(directory), ChatTemplate::load(directory), nullptr};
   const LoadedModel source = load_model(directory, type.compute);
-  loaded.model = std::make_unique<Transformer>(source.config, type.compute, /*trainable=*/false, type.weights);
+  loaded.model =
+      std::make_unique<Transformer>(source.config, type.compute, /*trainable=*/false, type.weights, type.device);
   loaded.model->load(source.parameters, 0);
   return loaded;
 }

@@ -18,9 +18,10 @@ struct InferenceModel {
   std::unique_ptr<Transformer> model;
 };
 
-// --dtype auto|f32|bf16|int8, of the computation; int8: the weights alone.
-void declare_dtype(CommandLine& line);
-ComputeType dtype_of(const CommandLine& line);
+// --dtype auto|f32|bf16|int8, of the computation (int8: the weights alone), and --device auto|cpu|cuda.
+void declare_compute_type(CommandLine& line);
+Device device_of(const CommandLine& line);
+ComputeType compute_type_of(const CommandLine& line);
 
 // ConfigError, before anything is allocated, for a model
 // that the free memory cannot hold; the loaders' errors for what is missing or broken.

@@ -58,7 +58,7 @@ ModelConfig StageModels::exported_config(const StageConfig& stage) const {
 
 StageModels load_stage_models(const StageConfig& stage, const std::string& start, const Ranks& ranks) {
   StageModels models;
-  const at::ScalarType compute = compute_dtype(stage.run.dtype);
+  const ComputeType type = training_type(stage.run);
   if (uses_reward_model(stage) && stage.algo.trains_on_rollouts())
     models.identities["reward.model"] = identity_of(load_model(stage.reward.model));
   ModelSource source = start.empty() ? make_new_model(stage.model.init, stage.run.seed) : load_model_source(start);
@@ -77,13 +77,13 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
                                    model.shard_plan(stage.train.shard, ranks));
   };
   const auto make_trainable = [&](LoadedModel model) {
-    TrainerModel made = TrainerModel::trainable(std::move(model), compute, stage.train.shard, ranks);
+    TrainerModel made = TrainerModel::trainable(std::move(model), type.compute, stage.train.shard, ranks, type.device);
     made.set_recompute(stage.train.recompute);
     return made;
   };
   const auto freeze = [&](const char* key, LoadedModel model) {
     models.identities[key] = identity_of(model);
-    return TrainerModel::frozen(std::move(model), compute);
+    return TrainerModel::frozen(std::move(model), type.compute, type.weights, type.device);
   };
   if (stage.algo.needs_reference())
     models.reference.emplace(

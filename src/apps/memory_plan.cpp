@@ -6,7 +6,7 @@
 #include "apps/model_source.h"
 #include "config/stage_models.h"
 #include "core/error.h"
-#include "core/system_memory.h"
+#include "model/device.h"
 #include "model/initialize.h"
 
 namespace temper {
@@ -45,7 +45,7 @@ std::string MemoryPlan::table() const {
     text += row;
   }
   std::snprintf(row, sizeof row, "  %-28s %12s   of %s free\n", "total", gib(total_bytes()).c_str(),
-                gib(static_cast<double>(available_memory_bytes())).c_str());
+                gib(free_bytes).c_str());
   return text + row;
 }
 
@@ -56,12 +56,14 @@ ModelConfig stage_model_config(const StageConfig& stage, const std::string& dire
 
 MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   const auto parameters = static_cast<double>(num_parameters(model));
-  const double element = compute_dtype(stage.run.dtype) == at::kBFloat16 ? 2 : 4;
+  const ComputeType training = training_type(stage.run);
+  const double element = training.compute == at::kBFloat16 ? 2 : 4;
   const auto per_parameter = [&](double bytes) {
     return format("{} parameters x {} bytes", num_parameters(model), bytes);
   };
   const auto micro = static_cast<double>(stage.train.max_tokens_per_micro_batch);
   MemoryPlan plan;
+  plan.free_bytes = static_cast<double>(free_memory_bytes(training.device));
   // Sharded: a part of the moments, or of masters and gradients too, with two blocks packed at a time.
   const auto ranks = static_cast<double>(stage.train.ranks);
   const double moment_shards = stage.train.shard == Shard::kNone ? 1 : ranks;
@@ -74,10 +76,12 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   plan.lines.push_back({"AdamW moments (f32)", per_parameter(8 / moment_shards), 8 / moment_shards * parameters});
   plan.lines.push_back({"gradients (f32)", per_parameter(4 / weight_shards), 4 / weight_shards * parameters});
   plan.lines.push_back({"packed for forward", format("{} parameters x {} bytes", packed, element), element * packed});
-  plan.lines.push_back({"packed for backward", format("{} parameters x {} bytes", packed, element), element * packed});
-  const ComputeType rollouts = rollout_type(stage.rollout.dtype, stage.run.dtype);
+  if (training.device.is_cpu())  // a GPU's products read the same copy both ways
+    plan.lines.push_back(
+        {"packed for backward", format("{} parameters x {} bytes", packed, element), element * packed});
+  const ComputeType rollouts = rollout_type(stage);
   const double rollout_element = rollouts.compute == at::kBFloat16 ? 2 : 4;
-  if (stage.algo.trains_on_rollouts() && rollouts != ComputeType{compute_dtype(stage.run.dtype)}) {
+  if (stage.algo.trains_on_rollouts() && rollouts != training) {
     const double bytes = rollouts.weights == WeightFormat::kInt8 ? 1 : rollout_element;
     plan.lines.push_back({"packed for rollouts", per_parameter(bytes), bytes * parameters});
   }
@@ -100,7 +104,8 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   plan.lines.push_back({"activations",
                         format("{} tokens a micro-batch x {} bytes", stage.train.max_tokens_per_micro_batch, per_token),
                         micro * per_token});
-  const double vocabulary_block = std::min<double>(2048, static_cast<double>(model.vocab_size));
+  const double vocabulary_block =
+      std::min<double>(training.device.is_cpu() ? 2048 : 65536, static_cast<double>(model.vocab_size));
   plan.lines.push_back({"logits of a block",
                         format("{} tokens x {} of the vocabulary x {} bytes", micro, vocabulary_block, 4 + 3 * element),
                         micro * vocabulary_block * (4 + 3 * element)});
@@ -118,13 +123,12 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
 
 void refuse_if_too_large(const StageConfig& stage, const std::string& directory) {
   const MemoryPlan plan = plan_memory(stage, stage_model_config(stage, directory));
-  const auto available = static_cast<double>(available_memory_bytes());
-  if (plan.total_bytes() <= available) return;
+  if (plan.total_bytes() <= plan.free_bytes) return;
   throw ConfigError(
       "stage {} needs {} of memory, {} is free:\n{}Lower train.max_tokens_per_micro_batch or rollout.max_num_seqs, or "
       "use a "
       "smaller model.",
-      stage.name, gib(plan.total_bytes()), gib(available), plan.table());
+      stage.name, gib(plan.total_bytes()), gib(plan.free_bytes), plan.table());
 }
 
 }  // namespace temper

@@ -18,6 +18,7 @@ struct MemoryLine {
 
 struct MemoryPlan {
   std::vector<MemoryLine> lines;
+  double free_bytes = 0;  // where the model will live
   double total_bytes() const;
   std::string table() const;
 };

@@ -1,28 +1,51 @@
 #include "apps/model_source.h"
 
+#include <ATen/Parallel.h>
+
 #include "core/error.h"
+#include "model/device.h"
 #include "model/initialize.h"
 #include "model/matmul.h"
 
 namespace temper {
 
-at::ScalarType compute_dtype(Dtype dtype) {
-  if (dtype == Dtype::kAuto) return cpu_has_bf16() ? at::kBFloat16 : at::kFloat;
-  return dtype == Dtype::kBf16 ? at::kBFloat16 : at::kFloat;
+at::Device compute_device(Device device) {
+  if (device == Device::kCpu || (device == Device::kAuto && !has_cuda())) return at::kCPU;
+  if (!has_cuda())
+    throw ConfigError(
+        "device = cuda: this program finds no GPU: it is a build without CUDA, or the driver shows none. Build with "
+        "scripts/build.sh cuda, look at nvidia-smi, or use device = auto.");
+  return current_cuda_device();
 }
 
-ComputeType rollout_type(RolloutDtype dtype, Dtype run) {
+ComputeType training_type(Dtype dtype, Device device) {
+  ComputeType type;
+  type.device = compute_device(device);
+  const bool bf16 = dtype == Dtype::kBf16 || (dtype == Dtype::kAuto && (!type.device.is_cpu() || cpu_has_bf16()));
+  type.compute = bf16 ? at::kBFloat16 : at::kFloat;
+  return type;
+}
+
+ComputeType rollout_type(RolloutDtype dtype, const ComputeType& training) {
+  ComputeType type = training;
   switch (dtype) {
     case RolloutDtype::kF32:
-      return {at::kFloat, WeightFormat::kCompute};
+      type.compute = at::kFloat;
+      break;
     case RolloutDtype::kBf16:
-      return {at::kBFloat16, WeightFormat::kCompute};
+      type.compute = at::kBFloat16;
+      break;
     case RolloutDtype::kInt8:
-      return {compute_dtype(run), WeightFormat::kInt8};
+      type.weights = WeightFormat::kInt8;
+      break;
     case RolloutDtype::kAuto:
       break;
   }
-  return {compute_dtype(run), WeightFormat::kCompute};
+  return type;
+}
+
+std::string describe(at::Device device) {
+  return device.is_cpu() ? format("cpu, {} threads", at::get_num_threads()) : device.str();
 }
 
 ModelSource load_model_source(const std::string& directory) {

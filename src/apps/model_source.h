@@ -12,17 +12,26 @@
 
 namespace temper {
 
-// kAuto becomes bf16 where the CPU multiplies it, else f32.
-at::ScalarType compute_dtype(Dtype dtype);
+// kAuto becomes the GPU of this process where there is one. ConfigError for kCuda without.
+at::Device compute_device(Device device);
 
-// What a model computes with: the type of activations, and the weights' own.
+// What a model computes with: the type of activations, the weights' own, and where.
 struct ComputeType {
   at::ScalarType compute = at::kFloat;
   WeightFormat weights = WeightFormat::kCompute;
+  at::Device device = at::kCPU;
   bool operator==(const ComputeType&) const = default;
 };
-// Of rollouts; kAuto and the activations of kInt8 are the run's.
-ComputeType rollout_type(RolloutDtype dtype, Dtype run);
+// Of training; Dtype::kAuto becomes bf16 on a GPU or where the CPU multiplies it, else f32.
+ComputeType training_type(Dtype dtype, Device device);
+inline ComputeType training_type(const RunSection& run) { return training_type(run.dtype, run.device); }
+// Of rollouts; kAuto and the activations of kInt8 are the training's.
+ComputeType rollout_type(RolloutDtype dtype, const ComputeType& training);
+inline ComputeType rollout_type(const StageConfig& stage) {
+  return rollout_type(stage.rollout.dtype, training_type(stage.run));
+}
+// "cpu, 2 threads", "cuda:0"
+std::string describe(at::Device device);
 
 // A model directory (or [model] init) with its tokenizer and chat template.
 struct ModelSource {

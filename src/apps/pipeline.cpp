@@ -92,8 +92,9 @@ void set_aside_later_stages(const Config& config, const RunDirectory& run, size_
 }
 
 void log_device(const Config& config) {
-  log_info("device cpu, dtype {}, {} threads, run directory {}",
-           compute_dtype(config.run.dtype) == at::kBFloat16 ? "bf16" : "f32", at::get_num_threads(), config.run_dir());
+  const ComputeType type = training_type(config.run);
+  log_info("device {}, dtype {}, run directory {}", describe(type.device),
+           type.compute == at::kBFloat16 ? "bf16" : "f32", config.run_dir());
 }
 
 }  // namespace

@@ -19,7 +19,8 @@ EngineOptions engine_options(const RolloutSection& rollout) {
 }  // namespace
 
 std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage, const std::optional<Task>& task) {
-  return make_rewards(stage.reward, task ? &*task : nullptr, compute_dtype(stage.run.dtype));
+  const ComputeType type = training_type(stage.run);
+  return make_rewards(stage.reward, task ? &*task : nullptr, type.compute, type.device);
 }
 
 RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer, const StageConfig& stage,

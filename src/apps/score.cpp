@@ -88,9 +88,10 @@ void score(const Transformer& model, std::vector<ScoreItem>& items, size_t begin
       at::tensor(ids, at::kLong), at::tensor(positions, at::kLong), [&](int64_t, const at::Tensor& qkv) {
         return packed_attention_qkv(qkv, config.num_heads, config.num_kv_heads, segments, model.attention_scale());
       });
-  const at::Tensor logprobs = token_logprobs(hidden.index_select(0, at::tensor(rows, at::kLong)),
+  const at::Tensor logprobs = token_logprobs(hidden.index_select(0, at::tensor(rows, at::kLong).to(hidden.device())),
                                              at::tensor(targets, at::kLong), model.head(), /*temperature=*/1.0)
-                                  .logprobs.contiguous();  // [rows]
+                                  .logprobs.cpu()
+                                  .contiguous();  // [rows]
   const float* next = logprobs.const_data_ptr<float>();
   for (size_t i = begin; i < end; ++i) {
     if (items[i].token_ids.empty()) continue;
@@ -117,9 +118,9 @@ int run_score(int argc, char** argv) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("input", "FILE", "JSON lines with token_ids or text");
   line.add_option("out", "FILE", "JSON lines with logprobs (and token_ids of texts), in the order of the input");
-  declare_dtype(line);
+  declare_compute_type(line);
   if (!line.parse(argc, argv)) return 0;
-  const ComputeType type = dtype_of(line);
+  const ComputeType type = compute_type_of(line);
   const std::string input_path = line.text("input"), out_path = line.text("out");
   check_can_write(out_path);
   const InferenceModel loaded = load_inference_model(line.text("model"), type);

@@ -24,7 +24,7 @@ void declare_options(CommandLine& line) {
   line.add_option("host", "ADDRESS", "where to listen; 0.0.0.0: on every interface", "127.0.0.1");
   line.add_option("port", "N", "0: any that is free (the log says which)", "8000");
   line.add_option("api-key", "KEY", "clients must send Authorization: Bearer KEY");
-  declare_dtype(line);
+  declare_compute_type(line);
   line.add_option("max-num-seqs", "N", "completions that share a step", "64");
   line.add_option("max-queued-seqs", "N", "completions that may wait for a place; beyond: 429", "256");
   line.add_option(
@@ -75,7 +75,7 @@ int run_serve(int argc, char** argv) {
   declare_options(line);
   if (!line.parse(argc, argv)) return 0;
   const std::string directory = line.text("model");
-  const ComputeType type = dtype_of(line);
+  const ComputeType type = compute_type_of(line);
   EngineOptions options;
   options.max_num_seqs = line.integer("max-num-seqs", 1, 4096);
   options.kv_cache_memory_bytes = line.integer("kv-cache-memory", 0, int64_t{1} << 40) << 20;

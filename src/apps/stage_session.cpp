@@ -38,6 +38,7 @@ struct StageSession::Parts {
   std::unique_ptr<Algorithm> algorithm;
   std::optional<CheckpointStore> store;
   TrainCounters counters;
+  HostState incoming;  // what a checkpoint is being read into
   bool resumed = false;
 
   Parts(const StageConfig& stage_config, RunDirectory& directory, const Ranks& all)
@@ -83,8 +84,8 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   run.locate_models(parts.stage);
   parts.models = load_stage_models(parts.stage, start, ranks);
   StageModels& models = parts.models;
-  const ComputeType rollouts = rollout_type(stage.rollout.dtype, stage.run.dtype);
-  const bool differ = stage.algo.trains_on_rollouts() && rollouts != ComputeType{compute_dtype(stage.run.dtype)};
+  const ComputeType rollouts = rollout_type(stage);
+  const bool differ = stage.algo.trains_on_rollouts() && rollouts != training_type(stage.run);
   const bool generates = stage.algo.trains_on_rollouts() || evaluates(stage);
   if (differ || (generates && models.policy->shards() != nullptr))
     models.policy->separate_rollouts(rollouts.compute, rollouts.weights);
@@ -142,7 +143,7 @@ void StageSession::Parts::compare_ranks() const {
   };
   compare("training data", header.data_hash, "Give all ranks the same files.");
   const std::shared_ptr<void> whole = models.policy->gathered();
-  const at::Tensor& weights = models.policy->parameters().flat();
+  const at::Tensor weights = models.policy->parameters().flat().cpu();
   compare("model", xxh3_128_hex(weights.const_data_ptr(), weights.nbytes()),
           "Give all ranks the same model directory.");
 }
@@ -276,7 +277,8 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
   for (AdamW* optimizer : {loop.optimizer, loop.critic_optimizer})
     if (optimizer != nullptr) optimizer->make_room();
   counters = load_counters(blob->second, loop);
-  return state_tensors(loop);
+  incoming = HostState(loop);
+  return incoming.entries();
 }
 
 std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
@@ -299,6 +301,7 @@ std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
                       parts.store->directory(), r, steps[r]);
   }
   if (!loaded) return std::nullopt;
+  std::exchange(parts.incoming, {}).put_back();
   for (AdamW* optimizer : {parts.models.optimizer.get(), parts.models.critic_optimizer.get()})
     if (optimizer != nullptr) optimizer->keep_own();
   for (const auto* model : {&parts.models.policy, &parts.models.own_critic})
@@ -316,7 +319,8 @@ StageOutcome StageSession::run() {
   StageParts stage;
   stage.config = &parts.stage;
   stage.loop = parts.loop_parts();
-  stage.loop.peak_flops = measure_peak_flops(parts.models.policy->config(), compute_dtype(parts.stage.run.dtype));
+  const ComputeType training = training_type(parts.stage.run);
+  stage.loop.peak_flops = measure_peak_flops(parts.models.policy->config(), training.compute, training.device);
   stage.source = parts.rollouts ? &parts.rollouts->source() : nullptr;
   stage.sampling = sampling_params(parts.stage);
   stage.eval_sets = parts.eval_sets;

@@ -7,7 +7,7 @@
 #include "apps/commands.h"
 #include "apps/model_checks.h"
 #include "apps/pipeline.h"
-#include "comm/mpi_communicator.h"
+#include "apps/rank_world.h"
 #include "config/load.h"
 #include "core/log.h"
 
@@ -64,12 +64,12 @@ int run_train(int argc, char** argv) {
     return train(config, {});
   }
   MpiWorld world(comm_options(config));
-  const std::unique_ptr<Communicator> communicator = world.communicator();
   const auto end_all = [&](ExitCode code, const char* why) {
-    std::cerr << "temper train: error: rank " << communicator->rank() << ": " << why << std::endl;
+    std::cerr << "temper train: error: rank " << world.rank() << ": " << why << std::endl;
     world.abort(static_cast<int>(code));
   };
   try {
+    const auto communicator = connect_ranks(world, config.stages.front().run.device, comm_options(config));
     check_number_of_ranks(config, communicator->size());
     check_models(config);
     return train(config, Ranks(*communicator));

@@ -6,6 +6,7 @@
 
 #include "apps/bench.h"
 #include "core/clock.h"
+#include "model/device.h"
 
 namespace temper {
 namespace {
@@ -16,13 +17,17 @@ constexpr int kRepeats = 3;
 
 }  // namespace
 
-TrainingGemmLimit::TrainingGemmLimit(const ModelConfig& config, at::ScalarType compute) : compute_(compute) {
+TrainingGemmLimit::TrainingGemmLimit(const ModelConfig& config, at::ScalarType compute, at::Device device)
+    : compute_(compute), device_(device) {
   const int64_t hidden = config.hidden_size, wide = config.intermediate_size;
   const auto add = [&](int64_t outputs, int64_t inputs) {
-    const at::Tensor weight = at::randn({outputs, inputs});
+    const at::Tensor weight = at::randn({outputs, inputs}, at::TensorOptions(device));
     Product& product = products_.emplace_back();
     product.forward.pack(weight, compute);
-    product.backward.pack_transposed(weight, compute);
+    if (device.is_cpu())
+      product.backward.pack_transposed(weight, compute);
+    else
+      product.backward = product.forward.transposed();
     product.weight_grad = at::zeros_like(weight);
   };
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
@@ -43,7 +48,9 @@ void TrainingGemmLimit::run(const Product& product, const at::Tensor& x, const a
 
 double TrainingGemmLimit::seconds(int64_t rows) const {
   const at::NoGradGuard no_grad;
-  const auto matrix = [&](int64_t columns) { return at::randn({rows, columns}).to(compute_); };
+  const auto matrix = [&](int64_t columns) {
+    return at::randn({rows, columns}, at::TensorOptions(device_)).to(compute_);
+  };
   std::vector<at::Tensor> x, dy;
   for (size_t i = 0; i < kPerLayer; ++i) {
     x.push_back(matrix(products_[i].forward.num_inputs()));
@@ -52,7 +59,9 @@ double TrainingGemmLimit::seconds(int64_t rows) const {
   const Product& head = products_.back();
   const at::Tensor hidden = matrix(head.forward.num_inputs()), block_dy = matrix(kHeadColumns);
   const auto run_head = [&] {
-    at::Tensor logits = at::empty({rows, kHeadColumns}), hidden_grad = at::zeros({rows, head.forward.num_inputs()});
+    const auto options = at::TensorOptions(device_);
+    at::Tensor logits = at::empty({rows, kHeadColumns}, options),
+               hidden_grad = at::zeros({rows, head.forward.num_inputs()}, options);
     for (int64_t begin = 0; begin < head.forward.num_outputs(); begin += kHeadColumns) {
       const int64_t columns = std::min(kHeadColumns, head.forward.num_outputs() - begin);
       at::Tensor out = logits.view(-1).narrow(0, 0, rows * columns).view({rows, columns});
@@ -68,6 +77,7 @@ double TrainingGemmLimit::seconds(int64_t rows) const {
     const Stopwatch clock;
     for (size_t p = 0; p + 1 < products_.size(); ++p) run(products_[p], x[p % kPerLayer], dy[p % kPerLayer]);
     run_head();
+    synchronize(device_);
     if (i > 0) times.push_back(clock.seconds());  // the first one touches memory
   }
   return quantile(times, 0.5);

@@ -11,7 +11,7 @@ namespace temper {
 class TrainingGemmLimit {
  public:
   // Packs random weights for both directions: every layer its own.
-  TrainingGemmLimit(const ModelConfig& config, at::ScalarType compute);
+  TrainingGemmLimit(const ModelConfig& config, at::ScalarType compute, at::Device device);
 
   // Seconds of one micro-batch of this many rows, all of which the head sees: x · Wᵀ, dy · W and dyᵀ · x of each weight
   // once (a loss that computes the logits again in its backward pass does more than this). The median of several runs.
@@ -25,6 +25,7 @@ class TrainingGemmLimit {
   void run(const Product& product, const at::Tensor& x, const at::Tensor& dy) const;
 
   at::ScalarType compute_;
+  at::Device device_;
   std::vector<Product> products_;  // each layer's qkv, output, gate and up, down; then the head
 };
 

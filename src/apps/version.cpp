@@ -6,6 +6,8 @@
 #include <thread>
 
 #include "apps/commands.h"
+#include "core/format.h"
+#include "model/device.h"
 #include "model/matmul.h"
 
 namespace temper {
@@ -17,7 +19,7 @@ void print_version() {
             << "device    cpu, " << std::thread::hardware_concurrency() << " threads, " << at::get_cpu_capability()
             << ", bf16 products "
             << (cpu_has_bf16() ? "in hardware (dtype auto is bf16)" : "not in hardware (dtype auto is f32)") << "\n"
-            << "cuda      " << (at::hasCUDA() ? "available" : "none") << "\n";
+            << "cuda      " << (has_cuda() ? format("{} GPUs", num_cuda_devices()) : "none") << "\n";
 }
 
 }  // namespace temper

@@ -12,7 +12,7 @@ namespace temper {
   }                                                                                \
   static_assert(true)
 
-TEMPER_CHOICES(Device, "auto", "cpu");
+TEMPER_CHOICES(Device, "auto", "cpu", "cuda");
 TEMPER_CHOICES(Dtype, "auto", "f32", "bf16");
 TEMPER_CHOICES(RolloutDtype, "auto", "f32", "bf16", "int8");
 TEMPER_CHOICES(RolloutKind, "auto", "inline");

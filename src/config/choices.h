@@ -7,7 +7,7 @@
 
 namespace temper {
 
-enum class Device { kAuto, kCpu };
+enum class Device { kAuto, kCpu, kCuda };
 enum class Dtype { kAuto, kF32, kBf16 };
 enum class RolloutDtype { kAuto, kF32, kBf16, kInt8 };
 enum class RolloutKind { kAuto, kInline };

@@ -57,9 +57,11 @@ void add_run(TableBuilder& table) {
   TEMPER_KEY(run.deterministic,
              "Same binary, configuration and threads give the same bits; resuming continues bit for bit.")
       .whole_run();
-  TEMPER_KEY(run.device, "Where tensors live; this version computes on the CPU.").whole_run();
+  TEMPER_KEY(run.device,
+             "Where tensors live and are computed with; auto: a GPU where this build and the machine have one.")
+      .whole_run();
   TEMPER_KEY(run.dtype,
-             "Compute type; master weights are f32. auto: bf16 where the processor multiplies it, else f32.");
+             "Compute type; master weights are f32. auto: bf16 on a GPU and where the CPU multiplies it, else f32.");
 }
 
 void add_model(TableBuilder& table) {

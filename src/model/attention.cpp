@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "model/attention_device.h"
 #include "model/attention_kernels.h"
 #include "model/cpu_dispatch.h"
 
@@ -428,6 +429,7 @@ at::Tensor attend(const at::Tensor& q_or_fused, const at::Tensor& k, const at::T
                   const Segments& segments, double scale) {
   const PackedAttention::Parts parts = PackedAttention::split(q_or_fused, k, v, num_kv_heads);
   check_inputs(parts.q, parts.k, parts.v, segments);
+  if (device::takes(parts.q)) return device::packed_attention(parts.q, parts.k, parts.v, segments, scale);
   if (!use_kernels(parts.q)) return reference::packed_attention(parts.q, parts.k, parts.v, segments, scale);
   const bool differentiate =
       at::GradMode::is_enabled() &&

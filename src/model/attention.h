@@ -3,7 +3,8 @@
 // at::parallel_for. Both paths read keys in tiles of 64 positions counted from position 0 of each sequence and do the
 // same arithmetic in f32 in the same order for a row, whatever its neighbours, the chunking, the sharing of prefixes or
 // the number of threads: in one dtype and on one machine, the engine's and the trainer's forward agree bit for bit. CPU
-// tensors in f32 and bf16 take our kernels; other devices and f64 take the plain ATen implementation of the same maths.
+// tensors in f32 and bf16 take our kernels, bf16 on a GPU LibTorch's flash kernels (attention_device.h); everything
+// else takes the plain ATen implementation of the same maths.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -33,7 +34,8 @@ at::Tensor packed_attention_qkv(const at::Tensor& qkv, int64_t num_heads, int64_
                                 const std::vector<AttentionSegment>& segments, double scale);
 
 // Keys and values of one layer in blocks of block_size tokens (a multiple of 16), cut into panels of 16 tokens. A
-// token's slot is block * block_size + offset in the block; one token takes 2 * KV * D elements and nothing more.
+// token's slot is block * block_size + offset in the block; one token takes 2 * KV * D elements and nothing more. On a
+// GPU the same shapes are views of rows [slots, KV, D].
 struct KvCache {
   at::Tensor
       k;  // [num_blocks, KV, block_size / 16, D, 16]: a panel is transposed, so that scores of 16 keys are one vector
@@ -42,6 +44,9 @@ struct KvCache {
   int64_t num_kv_heads() const { return k.size(1); }
   int64_t block_size() const { return k.size(2) * 16; }
   int64_t head_dim() const { return k.size(3); }
+  // [slots, KV, D]. REQUIRES: not on the CPU.
+  at::Tensor k_rows() const;
+  at::Tensor v_rows() const;
 };
 
 // Throws ConfigError when block_size is not a positive multiple of 16. The memory is not initialised: nothing reads a
@@ -49,7 +54,8 @@ struct KvCache {
 KvCache make_kv_cache(int64_t num_blocks, int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
                       const at::TensorOptions& options);
 
-// Writes k and v [T, KV, D] (f32 or bf16, rounded to the cache's dtype) of token t to slots[t] (int64 [T], on the CPU).
+// Writes k and v [T, KV, D] (f32 or bf16, rounded to the cache's dtype) of token t to slots[t] (int64 [T]; on the CPU,
+// or where the cache is).
 void store_kv(const at::Tensor& k, const at::Tensor& v, const at::Tensor& slots, KvCache& cache);
 
 // One sequence of an engine step. Its query rows are the last num_new positions of the context.

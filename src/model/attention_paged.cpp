@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "model/attention.h"
+#include "model/attention_device.h"
 #include "model/attention_kernels.h"
 #include "model/cpu_dispatch.h"
 #include "model/large_pages.h"
@@ -142,6 +143,10 @@ KvCache make_kv_cache(int64_t num_blocks, int64_t num_kv_heads, int64_t block_si
     throw ConfigError("[rollout] block_size = {}: the cache needs a positive multiple of {}. Set 16, 32 or 64.",
                       block_size, kPanelKeys);
   const int64_t panels = block_size / kPanelKeys;
+  if (!options.device().is_cpu()) {
+    const auto rows = [&] { return at::empty({num_blocks, panels, kPanelKeys, num_kv_heads, head_dim}, options); };
+    return {rows().permute({0, 3, 1, 4, 2}), rows().permute({0, 3, 1, 2, 4})};
+  }
   // Kernels read whole vectors: the last row of v may be read up to 15 elements past its end.
   const auto make = [&](at::IntArrayRef shape) {
     const int64_t count = num_blocks * num_kv_heads * block_size * head_dim;
@@ -153,12 +158,21 @@ KvCache make_kv_cache(int64_t num_blocks, int64_t num_kv_heads, int64_t block_si
           make({num_blocks, num_kv_heads, panels, kPanelKeys, head_dim})};
 }
 
+at::Tensor KvCache::k_rows() const { return k.permute({0, 2, 4, 1, 3}).view({-1, num_kv_heads(), head_dim()}); }
+at::Tensor KvCache::v_rows() const { return v.permute({0, 2, 3, 1, 4}).view({-1, num_kv_heads(), head_dim()}); }
+
 void store_kv(const at::Tensor& k, const at::Tensor& v, const at::Tensor& slots, KvCache& cache) {
   TEMPER_CHECK(
       k.dim() == 3 && k.sizes() == v.sizes() && k.size(0) == slots.size(0) && k.size(1) == cache.num_kv_heads() &&
           k.size(2) == cache.head_dim() && k.scalar_type() == v.scalar_type(),
       "k {} and v {} do not fit {} slots and a cache of {}", k.sizes(), v.sizes(), slots.size(0), cache.k.sizes());
-  if (!k.device().is_cpu() || !is_kernel_dtype(k.scalar_type()) || !is_kernel_dtype(cache.k.scalar_type())) {
+  if (!k.is_cpu()) {
+    const at::Tensor rows = slots.to(k.device());
+    cache.k_rows().index_copy_(0, rows, k.to(cache.k.scalar_type()));
+    cache.v_rows().index_copy_(0, rows, v.to(cache.v.scalar_type()));
+    return;
+  }
+  if (!is_kernel_dtype(k.scalar_type()) || !is_kernel_dtype(cache.k.scalar_type())) {
     reference::store_kv(k, v, slots, cache);
     return;
   }
@@ -184,7 +198,11 @@ void paged_attention(const at::Tensor& q, const KvCache& cache, const std::vecto
         0 <= s.num_new && s.num_new <= s.context_length && 0 <= s.row_begin && s.row_begin + s.num_new <= q.size(0),
         "a sequence with {} new tokens of {} at row {} does not fit {} rows", s.num_new, s.context_length, s.row_begin,
         q.size(0));
-  if (!q.device().is_cpu() || !is_kernel_dtype(q.scalar_type()) || !is_kernel_dtype(cache.k.scalar_type()) ||
+  if (device::takes(q)) {
+    device::paged_attention(q, cache, sequences, scale, out);
+    return;
+  }
+  if (!q.is_cpu() || !is_kernel_dtype(q.scalar_type()) || !is_kernel_dtype(cache.k.scalar_type()) ||
       head_dim > kMaxHeadDim) {
     reference::paged_attention(q, cache, sequences, scale, out);
     return;

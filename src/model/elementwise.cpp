@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "model/elementwise_device.h"
 #include "model/elementwise_kernels.h"
 
 namespace temper {
@@ -278,6 +279,7 @@ class SiluMul : public torch::autograd::Function<SiluMul> {
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::ScalarType out_dtype) {
   TEMPER_CHECK(x.dim() >= 1 && weight.dim() == 1 && weight.size(0) == x.size(-1), "weight {} does not fit x {}",
                weight.sizes(), x.sizes());
+  if (x.is_cuda()) return device::rms_norm(x, weight, eps, out_dtype);
   if (!use_kernels(x, out_dtype) || weight.scalar_type() != at::kFloat)
     return reference::rms_norm(x, weight, eps, out_dtype);
   if (differentiates({x, weight})) return RmsNorm::apply(x, weight, eps, static_cast<int64_t>(out_dtype));
@@ -300,6 +302,8 @@ at::Tensor norm_rope_qkv(const at::Tensor& qkv, int64_t num_heads, int64_t num_k
   for (const at::Tensor& weight : {q_weight, k_weight})
     TEMPER_CHECK(!weight.defined() || (weight.dim() == 1 && weight.size(0) == qkv.size(2)),
                  "norm weight does not fit qkv {}", qkv.sizes());
+  if (qkv.is_cuda())
+    return device::norm_rope_qkv(qkv, num_heads, num_kv_heads, q_weight, k_weight, eps, cos, sin, positions);
   if (!use_kernels(qkv, qkv.scalar_type()) || cos.scalar_type() != at::kFloat || qkv.size(2) > kMaxRopeDim)
     return reference::norm_rope_qkv(qkv, num_heads, num_kv_heads, q_weight, k_weight, eps, cos, sin, positions);
   return rope(qkv, {num_heads, num_kv_heads}, q_weight, k_weight, eps, cos, sin, positions);
@@ -307,6 +311,7 @@ at::Tensor norm_rope_qkv(const at::Tensor& qkv, int64_t num_heads, int64_t num_k
 
 at::Tensor silu_mul(const at::Tensor& gate_up, at::ScalarType out_dtype) {
   TEMPER_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0, "gate_up {} is not [T, 2 I]", gate_up.sizes());
+  if (gate_up.is_cuda()) return device::silu_mul(gate_up, out_dtype);
   if (!use_kernels(gate_up, out_dtype)) return reference::silu_mul(gate_up, out_dtype);
   if (differentiates({gate_up})) return SiluMul::apply(gate_up, static_cast<int64_t>(out_dtype));
   return silu_mul_forward(gate_up, out_dtype);

@@ -1,8 +1,8 @@
 // The memory-bound pieces of a layer, fused and differentiable: RMSNorm, rotary embedding, SiLU times up. Called by the
 // layers of training and of the engine alike, from one thread; rows are shared out with at::parallel_for, so results do
 // not depend on the number of threads. Arithmetic is f32 whatever the storage (f32 or bf16); each function saves its
-// inputs (or less) and recomputes the rest in its backward. CPU tensors in f32 and bf16 take our kernels, everything
-// else plain ATen.
+// inputs (or less) and recomputes the rest in its backward. CPU tensors in f32 and bf16 take our kernels, those
+// of a GPU elementwise_device.h, everything else plain ATen.
 #pragma once
 #include <ATen/core/Tensor.h>
 

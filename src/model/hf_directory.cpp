@@ -198,7 +198,7 @@ at::ScalarType stored_dtype(const std::string& directory) {
 void write_model_files(const std::string& folder, const ModelConfig& config, const FlatParameters& parameters,
                        at::ScalarType dtype) {
   std::vector<SafetensorsItem> items;
-  for (const ParameterSpec& spec : parameter_layout(config)) items.push_back({spec.name, parameters[spec.name]});
+  for (const ParameterSpec& spec : parameter_layout(config)) items.push_back({spec.name, parameters[spec.name].cpu()});
   write_safetensors(in(folder, kWeights), std::move(items), dtype);
   write_file_atomically(in(folder, "generation_config.json"), to_generation_config_json(config));
   write_file_atomically(in(folder, "config.json"), to_config_json(config, dtype));

@@ -63,7 +63,8 @@ void LinearWeights::load(const at::Tensor& weight, const at::Tensor& bias_master
                          bool trainable, WeightFormat format) {
   TEMPER_CHECK(!trainable || format == WeightFormat::kCompute, "int8 weights are for generation");
   forward.pack(weight, compute, format);
-  if (trainable) backward.pack_transposed(weight, compute);
+  if (trainable && weight.is_cpu()) backward.pack_transposed(weight, compute);
+  if (trainable && !weight.is_cpu()) backward = forward.transposed();
   if (bias_master.defined()) bias = round_to(bias_master, compute);
 }
 

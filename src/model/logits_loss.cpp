@@ -32,7 +32,7 @@ at::Tensor logits_of(const at::Tensor& hidden, const LinearWeights& head, int64_
 
 at::Tensor compute(const at::Tensor& hidden, const at::Tensor& teacher_hidden, const Problem& problem) {
   const at::NoGradGuard no_grad;
-  at::Tensor result = at::empty({hidden.size(0)}, at::kFloat);
+  at::Tensor result = at::empty({hidden.size(0)}, hidden.options().dtype(at::kFloat));
   for_each_piece(hidden.size(0), [&](int64_t begin, int64_t rows) {
     result.narrow(0, begin, rows)
         .copy_(problem.loss(logits_of(hidden, *problem.head, begin, rows),
@@ -54,7 +54,7 @@ struct Loss : torch::autograd::Function<Loss> {
     const at::Tensor &hidden = saved[0], &teacher_hidden = saved[1];
     const auto problem = c10::static_intrusive_pointer_cast<Problem>(context->saved_data["problem"].toCapsule());
     const at::Tensor grad = grads[0].to(at::kFloat);
-    at::Tensor hidden_grad = at::zeros(hidden.sizes(), at::kFloat);
+    at::Tensor hidden_grad = at::zeros(hidden.sizes(), hidden.options().dtype(at::kFloat));
     for_each_piece(hidden.size(0), [&](int64_t begin, int64_t rows) {
       at::Tensor logits = logits_of(hidden, *problem->head, begin, rows).requires_grad_(true);
       const at::Tensor teacher_logits = logits_of(teacher_hidden, *problem->teacher_head, begin, rows);

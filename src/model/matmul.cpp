@@ -135,7 +135,10 @@ void PackedMatrix::pack(const at::Tensor& weight, at::ScalarType compute, Weight
 void PackedMatrix::pack_tiles_of(const at::Tensor& weight) {
   const at::ScalarType compute = compute_, stored = scales_.defined() ? at::kChar : compute;
   if (!weight.is_cpu()) {
-    packed_ = weight.to(stored);
+    if (packed_.defined() && packed_.sizes() == weight.sizes() && packed_.scalar_type() == stored)
+      packed_.copy_(weight);
+    else
+      packed_ = weight.to(stored, /*non_blocking=*/false, /*copy=*/true);
     return;
   }
   padded_inputs_ = compute == at::kBFloat16 ? (num_inputs_ + 1) / 2 * 2 : num_inputs_;
@@ -159,7 +162,32 @@ void PackedMatrix::pack_tiles_of(const at::Tensor& weight) {
 
 void PackedMatrix::pack_transposed(const at::Tensor& weight, at::ScalarType compute) { pack(weight.t(), compute); }
 
+PackedMatrix PackedMatrix::transposed() const {
+  TEMPER_CHECK(!packed_.is_cpu() && !scales_.defined(), "only whole matrices on a GPU have their transpose in place");
+  PackedMatrix result = *this;
+  result.packed_ = packed_.t();
+  std::swap(result.num_outputs_, result.num_inputs_);
+  return result;
+}
+
 namespace {
+
+// a [M, K] · b [K, N], both of one dtype; bf16 is summed in f32 and rounded once, if at all.
+at::Tensor device_product(const at::Tensor& a, const at::Tensor& b, at::ScalarType out_dtype) {
+  if (a.scalar_type() == out_dtype) return at::mm(a, b);
+  if (a.is_cuda() && out_dtype == at::kFloat) return at::mm(a, b, out_dtype);
+  return at::mm(a.to(at::kFloat), b.to(at::kFloat)).to(out_dtype);
+}
+
+// out [M, N] f32 += a · b
+void device_add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() == at::kFloat)
+    at::addmm_out(out, out, a, b);
+  else if (a.is_cuda())
+    at::addmm_out(out, out, a, b, at::kFloat);
+  else
+    out.add_(device_product(a, b, at::kFloat));
+}
 
 // Tasks of one product: tiles of 64 columns or, where that would leave threads idle, halves of them.
 int64_t split_of(int64_t num_tiles) {
@@ -275,15 +303,16 @@ at::Tensor as_operand(const at::Tensor& x, at::ScalarType compute, int64_t input
 }  // namespace
 
 // Columns [begin, end) of the product.
-at::Tensor PackedMatrix::on_device(const at::Tensor& x, int64_t begin, int64_t end) const {
-  const at::Tensor product = at::matmul(x.to(compute_), packed_.narrow(0, begin, end - begin).to(compute_).t());
-  return scales_.defined() ? product * scales_.narrow(0, begin, end - begin) : product;
+at::Tensor PackedMatrix::on_device(const at::Tensor& x, int64_t begin, int64_t end, at::ScalarType out_dtype) const {
+  const at::Tensor weight = packed_.narrow(0, begin, end - begin).to(compute_).t();
+  if (!scales_.defined()) return device_product(x.to(compute_), weight, out_dtype);
+  return (device_product(x.to(compute_), weight, at::kFloat) * scales_.narrow(0, begin, end - begin)).to(out_dtype);
 }
 
 at::Tensor PackedMatrix::multiply(const at::Tensor& x, at::ScalarType out_dtype, const at::Tensor& bias) const {
   if (!x.is_cpu()) {
-    const at::Tensor product = on_device(x, 0, num_outputs_).to(out_dtype);
-    return bias.defined() ? product + bias.to(out_dtype) : product;
+    if (!bias.defined()) return on_device(x, 0, num_outputs_, out_dtype);
+    return on_device(x, 0, num_outputs_, at::kFloat).add_(bias).to(out_dtype);
   }
   at::Tensor out = at::empty({x.size(0), num_outputs_}, x.options().dtype(out_dtype));
   run(as_operand(x, compute_, num_inputs_, padded_inputs_), whole(), out, bias, false);
@@ -293,7 +322,10 @@ at::Tensor PackedMatrix::multiply(const at::Tensor& x, at::ScalarType out_dtype,
 void PackedMatrix::multiply_add(const at::Tensor& x, at::Tensor& out) const {
   TEMPER_CHECK(out.scalar_type() == at::kFloat && out.stride(1) == 1, "the sum must be f32 with contiguous rows");
   if (!x.is_cpu()) {
-    out.add_(on_device(x, 0, num_outputs_));
+    if (scales_.defined())
+      out.add_(on_device(x, 0, num_outputs_, at::kFloat));
+    else
+      device_add_product(out, x.to(compute_), packed_.t());
     return;
   }
   run(as_operand(x, compute_, num_inputs_, padded_inputs_), whole(), out, {}, true);
@@ -303,7 +335,7 @@ void PackedMatrix::multiply_columns(const at::Tensor& x, int64_t begin, int64_t 
   TEMPER_CHECK(begin % kColumns == 0 && end <= num_outputs_ && out.size(1) == end - begin, "columns {} to {}", begin,
                end);
   if (!x.is_cpu()) {
-    out.copy_(on_device(x, begin, end));
+    out.copy_(on_device(x, begin, end, out.scalar_type()));
     return;
   }
   run(as_operand(x, compute_, num_inputs_, padded_inputs_),
@@ -312,7 +344,7 @@ void PackedMatrix::multiply_columns(const at::Tensor& x, int64_t begin, int64_t 
 
 void PackedMatrix::multiply_add_inputs(const at::Tensor& x, int64_t begin, at::Tensor& out) const {
   if (!x.is_cpu()) {
-    out.add_(at::matmul(x.to(compute_), packed_.narrow(1, begin, x.size(1)).t()));
+    device_add_product(out, x.to(compute_), packed_.narrow(1, begin, x.size(1)).t());
     return;
   }
   TEMPER_CHECK(begin % 2 == 0 && begin + x.size(1) <= num_inputs_, "inputs {} to {}", begin, begin + x.size(1));
@@ -374,7 +406,7 @@ void accumulate_outer_product(const at::Tensor& dy_given, const at::Tensor& x_gi
                    grad.size(0) == dy_given.size(1) && grad.size(1) == x_given.size(1),
                "dy has {} rows, x {}", dy_given.size(0), x_given.size(0));
   if (!grad.is_cpu()) {
-    grad.add_(at::matmul(dy_given.t(), x_given));
+    device_add_product(grad, dy_given.t(), x_given);
     return;
   }
   const at::Tensor dy = dy_given.stride(1) == 1 ? dy_given : dy_given.contiguous();

@@ -2,8 +2,8 @@
 // LibTorch) over fixed tiles, one thread a tile, the inner dimension in fixed pieces: so a row of the result depends
 // on that row of x and on the weights alone, never on what shares the batch nor on the number of threads. bf16 operands
 // accumulate in f32 and may come out as f32. Int8 weights (generation only) are widened to the compute dtype a tile at
-// a time, just before they are multiplied. Other devices: at::matmul. Thread-safe for concurrent multiply(); pack()
-// must not run beside it.
+// a time, just before they are multiplied. Other devices: LibTorch's products, bf16 operands summed in f32 there too.
+// Thread-safe for concurrent multiply(); pack() must not run beside it.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -28,6 +28,8 @@ class PackedMatrix {
   void pack(const at::Tensor& weight, at::ScalarType compute, WeightFormat format = WeightFormat::kCompute);
   // Packs weight [K, N] for x · weight: a linear layer's backward product.
   void pack_transposed(const at::Tensor& weight, at::ScalarType compute);
+  // The transposed matrix in the same memory. REQUIRES: not on the CPU, not int8.
+  PackedMatrix transposed() const;
 
   bool defined() const { return packed_.defined(); }
   int64_t num_outputs() const { return num_outputs_; }
@@ -55,7 +57,7 @@ class PackedMatrix {
   Part whole() const { return {0, packed_.size(0), 0, padded_inputs_}; }
   void run(const at::Tensor& x, const Part& part, at::Tensor& out, const at::Tensor& bias, bool add) const;
   void pack_tiles_of(const at::Tensor& weight);
-  at::Tensor on_device(const at::Tensor& x, int64_t begin, int64_t end) const;
+  at::Tensor on_device(const at::Tensor& x, int64_t begin, int64_t end, at::ScalarType out_dtype) const;
 
   // CPU: [tiles, K, 64] for f32, or [tiles, K/2, 64, 2] for bf16 (pairs of k side by side); else [N, K].
   at::Tensor packed_;

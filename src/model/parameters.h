@@ -40,6 +40,9 @@ class FlatParameters {
   // The same layout over a buffer that somebody else made, [flat_size(layout)].
   FlatParameters(std::vector<ParameterSpec> layout, at::Tensor flat);
 
+  // The same on another device; itself where it is there.
+  FlatParameters to(at::Device device) const { return {specs_, flat_.to(device)}; }
+
   const at::Tensor& flat() const { return flat_; }
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   bool contains(std::string_view name) const;

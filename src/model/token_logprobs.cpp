@@ -16,8 +16,14 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kVocabularyBlock = kLogsumexpBlock;  // columns of logits alive at once
-static_assert(kVocabularyBlock % PackedMatrix::kTileColumns == 0);
+static_assert(kLogsumexpBlock % PackedMatrix::kTileColumns == 0);
+
+// Columns of logits alive at once. A GPU takes more of them, up to a gigabyte: its kernels are short.
+int64_t block_columns(const at::Tensor& hidden) {
+  if (hidden.is_cpu()) return kLogsumexpBlock;
+  constexpr int64_t kElements = int64_t{1} << 28;
+  return std::max<int64_t>(1, kElements / std::max<int64_t>(1, hidden.size(0)) / kLogsumexpBlock) * kLogsumexpBlock;
+}
 
 // The logits of columns [begin, end), [n, end - begin] f32, in a buffer that is used again for each block.
 at::Tensor block_logits(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t end,
@@ -28,14 +34,14 @@ at::Tensor block_logits(const at::Tensor& hidden, const LinearWeights& head, int
 }
 
 template <class Function>
-void for_each_block(const LinearWeights& head, Function function) {
-  const int64_t vocabulary = head.forward.num_outputs();
-  for (int64_t begin = 0; begin < vocabulary; begin += kVocabularyBlock)
-    function(begin, std::min(vocabulary, begin + kVocabularyBlock));
+void for_each_block(const at::Tensor& hidden, const LinearWeights& head, Function function) {
+  const int64_t vocabulary = head.forward.num_outputs(), columns = block_columns(hidden);
+  for (int64_t begin = 0; begin < vocabulary; begin += columns) function(begin, std::min(vocabulary, begin + columns));
 }
 
 at::Tensor block_buffer(const at::Tensor& hidden, const LinearWeights& head) {
-  return at::empty({hidden.size(0) * std::min(kVocabularyBlock, head.forward.num_outputs())}, at::kFloat);
+  return at::empty({hidden.size(0) * std::min(block_columns(hidden), head.forward.num_outputs())},
+                   hidden.options().dtype(at::kFloat));
 }
 
 struct LogprobResult {
@@ -47,9 +53,9 @@ struct LogprobResult {
 LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
                       double temperature) {
   at::Tensor buffer = block_buffer(hidden, head);
-  at::Tensor target_logits = at::zeros({hidden.size(0)}, at::kFloat);  // times 1 / temperature
+  at::Tensor target_logits = at::zeros({hidden.size(0)}, buffer.options());  // times 1 / temperature
   std::vector<at::Tensor> sums, entropies;
-  for_each_block(head, [&](int64_t begin, int64_t end) {
+  for_each_block(hidden, head, [&](int64_t begin, int64_t end) {
     const at::Tensor block = block_logits(hidden, head, begin, end, buffer);
     const VocabStatistics statistics =
         vocab_statistics(block, 1.0 / temperature, targets - begin, /*with_entropy=*/true);
@@ -87,9 +93,9 @@ struct Logprobs : torch::autograd::Function<Logprobs> {
     const at::Tensor grad = grads[0].defined() ? grads[0].to(at::kFloat).contiguous() : at::zeros_like(logsumexp);
     const at::Tensor entropy = with_entropy ? entropies : at::Tensor();
     const at::Tensor entropy_grad = with_entropy ? grads[1].to(at::kFloat).contiguous() : at::Tensor();
-    at::Tensor hidden_grad = at::zeros(hidden.sizes(), at::kFloat);
     at::Tensor buffer = block_buffer(hidden, head);
-    for_each_block(head, [&](int64_t begin, int64_t end) {
+    at::Tensor hidden_grad = at::zeros(hidden.sizes(), buffer.options());
+    for_each_block(hidden, head, [&](int64_t begin, int64_t end) {
       at::Tensor block = block_logits(hidden, head, begin, end, buffer);
       logits_backward_(block, inv_temperature, targets - begin, logsumexp, grad, entropy, entropy_grad);
       const at::Tensor dlogits = block.to(hidden.scalar_type());
@@ -103,8 +109,9 @@ struct Logprobs : torch::autograd::Function<Logprobs> {
 
 }  // namespace
 
-TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
+TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& given_targets, const LinearWeights& head,
                              double temperature, bool entropy_gradient) {
+  const at::Tensor targets = given_targets.to(hidden.device());
   TEMPER_CHECK(hidden.size(0) == targets.size(0) && temperature > 0, "{} rows, {} targets", hidden.size(0),
                targets.size(0));
   if (hidden.size(0) == 0) return {hidden.new_zeros({0}, at::kFloat), hidden.new_zeros({0}, at::kFloat)};

@@ -12,7 +12,8 @@ struct TokenLogprobs {
   at::Tensor entropies;  // [n] f32: of the same distribution; a constant for autograd unless asked for
 };
 
-// hidden [n, hidden_size] after the final norm; targets [n] int64. entropy_gradient: entropies are differentiable too.
+// hidden [n, hidden_size] after the final norm; targets [n] int64, on any device. entropy_gradient: entropies are
+// differentiable too.
 TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
                              double temperature, bool entropy_gradient = false);
 

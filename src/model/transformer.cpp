@@ -102,15 +102,18 @@ at::Tensor fused_bias(const FlatParameters& parameters, const FusedNames& names)
 
 }  // namespace
 
-Transformer::Transformer(ModelConfig config, at::ScalarType compute, bool trainable, WeightFormat weights)
+Transformer::Transformer(ModelConfig config, at::ScalarType compute, bool trainable, WeightFormat weights,
+                         at::Device device)
     : config_(std::move(config)),
       compute_(compute),
       weights_(weights),
+      device_(device),
       trainable_(trainable),
       blocks_(static_cast<size_t>(config_.num_layers)) {
-  if (compute_ == at::kBFloat16 && !cpu_has_bf16())
+  if (compute_ == at::kBFloat16 && device_.is_cpu() && !cpu_has_bf16())
     throw ConfigError("run.dtype = bf16: this CPU has no bf16 instructions (AVX512-BF16 or AMX). Use --run.dtype=f32.");
   rope_ = rope_table(config_, config_.max_position_embeddings);
+  rope_ = {rope_.cos.to(device_), rope_.sin.to(device_)};
 }
 
 double Transformer::attention_scale() const { return 1.0 / std::sqrt(static_cast<double>(config_.head_dim)); }
@@ -145,7 +148,7 @@ void Transformer::load(const FlatParameters& masters, PolicyVersion version) {
 
 void Transformer::load_norm(NormWeight& norm, const FlatParameters& masters, const std::string& name) const {
   if (!masters.contains(name)) return;
-  const at::Tensor rounded = round_to(masters[name], compute_);
+  const at::Tensor rounded = round_to(masters[name].to(device_), compute_);
   if (norm.defined())
     norm.detach().copy_(rounded);  // keeps the leaf and its gradient view
   else
@@ -157,7 +160,9 @@ void Transformer::load_block(int64_t index, const FlatParameters& masters) {
   Block& block = blocks_[static_cast<size_t>(index)];
   const std::string prefix = layer_prefix(index);
   const auto load_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
-    weights.load(fused_weight(masters, names, inputs), fused_bias(masters, names), compute_, trainable_, weights_);
+    const at::Tensor bias = fused_bias(masters, names);
+    weights.load(fused_weight(masters, names, inputs).to(device_), bias.defined() ? bias.to(device_) : bias, compute_,
+                 trainable_, weights_);
   };
   load_norm(block.input_norm, masters, prefix + "input_layernorm.weight");
   load_norm(block.q_norm, masters, prefix + "self_attn.q_norm.weight");
@@ -183,14 +188,14 @@ void Transformer::load_ends(const FlatParameters& masters, PolicyVersion version
   if (embedding_.defined())
     embedding_.copy_(table);
   else
-    embedding_ = table.to(compute_, /*non_blocking=*/false, /*copy=*/true);
-  if (config_.lm_head) head_.load(masters[head_name(config_)], {}, compute_, trainable_, weights_);
+    embedding_ = table.to(device_, compute_, /*non_blocking=*/false, /*copy=*/true);
+  if (config_.lm_head) head_.load(masters[head_name(config_)].to(device_), {}, compute_, trainable_, weights_);
   if (config_.value_head) {
     // One row: it stays f32.
     if (score_.defined())
       score_.detach().copy_(masters["score.weight"]);
     else
-      score_ = masters["score.weight"].clone().requires_grad_(trainable_);
+      score_ = masters["score.weight"].to(device_, at::kFloat, false, /*copy=*/true).requires_grad_(trainable_);
   }
   version_ = version;
 }
@@ -245,8 +250,9 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
   return linear_add(hidden, silu_mul(linear(y, block.gate_up, compute_), compute_), block.down);
 }
 
-at::Tensor Transformer::hidden_states(const at::Tensor& token_ids, const at::Tensor& positions,
+at::Tensor Transformer::hidden_states(const at::Tensor& given_ids, const at::Tensor& given_positions,
                                       const Attention& attention) const {
+  const at::Tensor token_ids = given_ids.to(device_), positions = given_positions.to(device_);
   at::Tensor hidden = embed(token_ids);  // [T, hidden] f32
   const bool with_gradient = at::GradMode::is_enabled() && hidden.requires_grad();
   const bool streams = static_cast<bool>(stream_.acquire), recompute = (recompute_ || streams) && with_gradient;

@@ -23,11 +23,11 @@ class Transformer {
   using Attention = std::function<at::Tensor(int64_t layer, const at::Tensor& qkv)>;
 
   // compute: kFloat or kBFloat16. trainable: also packs what the backward products need. weights: of the layers and the
-  // head; the embedding stays in the compute dtype.
-  Transformer(ModelConfig config, at::ScalarType compute, bool trainable,
-              WeightFormat weights = WeightFormat::kCompute);
+  // head; the embedding stays in the compute dtype. device: of everything that it holds and computes.
+  Transformer(ModelConfig config, at::ScalarType compute, bool trainable, WeightFormat weights = WeightFormat::kCompute,
+              at::Device device = at::kCPU);
 
-  // Rounds the f32 masters to the compute dtype and packs them; the masters are not kept.
+  // Rounds the f32 masters (on any device) to the compute dtype and packs them; the masters are not kept.
   void load(const FlatParameters& masters, PolicyVersion version);
   // The same in parts: embedding, last norm and heads; one block; and a block's packed weights let go again.
   void load_ends(const FlatParameters& masters, PolicyVersion version);
@@ -54,7 +54,7 @@ class Transformer {
   using BlockHook = std::function<void(int64_t block)>;
   void set_block_hook(BlockHook hook) { block_hook_ = std::move(hook); }
 
-  // token_ids, positions [T] int64 → after the final norm, [T, hidden_size] in the compute dtype.
+  // token_ids, positions [T] int64, on any device → after the final norm, [T, hidden_size] in the compute dtype.
   at::Tensor hidden_states(const at::Tensor& token_ids, const at::Tensor& positions, const Attention& attention) const;
   // hidden [n, hidden_size] → [n, vocab_size] f32, without gradient.
   at::Tensor logits(const at::Tensor& hidden) const;
@@ -63,6 +63,7 @@ class Transformer {
 
   const ModelConfig& config() const { return config_; }
   at::ScalarType compute_dtype() const { return compute_; }
+  at::Device device() const { return device_; }
   WeightFormat weight_format() const { return weights_; }
   PolicyVersion version() const { return version_; }
   const LinearWeights& head() const { return head_; }
@@ -85,6 +86,7 @@ class Transformer {
   ModelConfig config_;
   at::ScalarType compute_;
   WeightFormat weights_;
+  at::Device device_;
   bool trainable_;
   bool recompute_ = false;
   BlockHook block_hook_;

@@ -42,6 +42,36 @@ VocabStatistics statistics_reference(const at::Tensor& logits, double inv_temper
   return result;
 }
 
+// On a GPU, where passes over the logits are what counts: one softmax, and the sums from it. The largest probability is
+// 1 / sum exp(x - top).
+VocabStatistics statistics_on_device(const at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
+                                     bool with_entropy) {
+  const at::Tensor scaled = inv_temperature == 1 ? logits : logits * inv_temperature;
+  const auto [top, place] = scaled.max(1);
+  const at::Tensor p = scaled.softmax(1);
+  VocabStatistics result;
+  result.logsumexp = top - p.gather(1, place.unsqueeze(1)).squeeze(1).log();
+  if (targets.defined()) {
+    const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
+    result.target_logits = scaled.gather(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1))
+                               .squeeze(1)
+                               .masked_fill(inside.logical_not(), 0);
+  }
+  if (with_entropy) result.entropy = result.logsumexp - at::bmm(p.unsqueeze(1), scaled.unsqueeze(2)).view({-1});
+  return result;
+}
+
+// In place, without the entropy's term.
+void backward_on_device(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
+                        const at::Tensor& logsumexp, const at::Tensor& grad) {
+  const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
+  const at::Tensor scaled_grad = grad.to(logits.scalar_type()) * inv_temperature;
+  if (inv_temperature != 1) logits.mul_(inv_temperature);
+  logits.sub_(logsumexp.unsqueeze(1)).exp_().mul_(-scaled_grad.unsqueeze(1));
+  logits.scatter_add_(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1),
+                      scaled_grad.masked_fill(inside.logical_not(), 0).unsqueeze(1));
+}
+
 void backward_reference(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
                         const at::Tensor& logsumexp, const at::Tensor& given_grad, const at::Tensor& entropy,
                         const at::Tensor& entropy_grad) {
@@ -136,6 +166,7 @@ VocabStatistics vocab_statistics(const at::Tensor& logits, double inv_temperatur
   TEMPER_CHECK(!targets.defined() ||
                    (targets.dim() == 1 && targets.size(0) == logits.size(0) && targets.scalar_type() == at::kLong),
                "targets do not fit logits {}", logits.sizes());
+  if (logits.is_cuda()) return statistics_on_device(logits, inv_temperature, targets, with_entropy);
   if (!use_kernels(logits)) return statistics_reference(logits, inv_temperature, targets, with_entropy);
   const int64_t num_rows = logits.size(0), vocab = logits.size(1);
   const auto make = [&](bool wanted) { return wanted ? at::empty({num_rows}, at::kFloat) : at::Tensor(); };
@@ -184,6 +215,10 @@ void logits_backward_(at::Tensor& logits, double inv_temperature, const at::Tens
                    entropy.defined() == entropy_grad.defined(),
                "targets {}, logsumexp {} and grad {} do not fit logits {}", targets.sizes(), logsumexp.sizes(),
                grad.sizes(), logits.sizes());
+  if (logits.is_cuda() && !entropy.defined()) {
+    backward_on_device(logits, inv_temperature, targets, logsumexp, grad);
+    return;
+  }
   if (!use_kernels(logits)) {
     backward_reference(logits, inv_temperature, targets, logsumexp, grad, entropy, entropy_grad);
     return;
@@ -287,11 +322,12 @@ RowSums sum_row(const float* logits, int64_t vocab, double inv_temperature, std:
 }  // namespace
 
 at::Tensor combine_logsumexp(const at::Tensor& block_sums) {
-  const at::Tensor sums = block_sums.to(at::kCPU).contiguous();
+  if (!block_sums.is_cpu()) return block_sums.to(at::kDouble).logsumexp(1).to(at::kFloat);
+  const at::Tensor sums = block_sums.contiguous();
   at::Tensor result = at::empty({sums.size(0)}, at::kFloat);
   for (int64_t r = 0; r < sums.size(0); ++r)
     result.mutable_data_ptr<float>()[r] = combine(sums.const_data_ptr<float>() + r * sums.size(1), sums.size(1));
-  return result.to(block_sums.device());
+  return result;
 }
 
 TokenDraw draw_token(const float* logits, int64_t vocab, double temperature, const TokenFilter& filter, double u) {

@@ -6,12 +6,16 @@
 #include <span>
 
 #include "core/error.h"
-#include "core/system_memory.h"
+#include "model/device.h"
 
 namespace temper {
 namespace {
 
 constexpr double kMegabyte = 1024.0 * 1024.0;
+
+KvCacheShape cache_shape(const Transformer& model, const EngineOptions& options) {
+  return kv_cache_shape(model.config(), model.compute_dtype(), options.block_size, model.device());
+}
 
 int64_t count_blocks(const ModelConfig& config, const KvCacheShape& shape, const EngineOptions& options) {
   if (options.max_num_seqs < 1)
@@ -23,7 +27,7 @@ int64_t count_blocks(const ModelConfig& config, const KvCacheShape& shape, const
   const int64_t block_bytes = shape.bytes_per_block();
   const int64_t blocks_of_context = (config.max_position_embeddings + shape.block_size - 1) / shape.block_size;
   const int64_t useful_bytes = options.max_num_seqs * blocks_of_context * block_bytes;
-  const int64_t free_bytes = available_memory_bytes();
+  const int64_t free_bytes = free_memory_bytes(shape.device);
   int64_t bytes = options.kv_cache_memory_bytes;
   if (bytes == 0) bytes = std::max(free_bytes / 2, block_bytes);
   bytes = std::min(bytes, useful_bytes);
@@ -55,9 +59,7 @@ Engine::Engine(const Transformer& model, const Tokenizer& tokenizer, const Engin
       tokenizer_(tokenizer),
       options_(options),
       ends_completion_(end_tokens(model.config(), tokenizer)),
-      cache_(kv_cache_shape(model.config(), model.compute_dtype(), options.block_size),
-             count_blocks(model.config(), kv_cache_shape(model.config(), model.compute_dtype(), options.block_size),
-                          options)),
+      cache_(cache_shape(model, options), count_blocks(model.config(), cache_shape(model, options), options)),
       pool_(cache_.num_blocks()),
       scheduler_({.max_num_seqs = options.max_num_seqs,
                   .max_tokens_per_step = options.max_tokens_per_step,
@@ -163,6 +165,7 @@ at::Tensor Engine::run(const std::vector<ScheduledSequence>& plan) {
 
   const ModelConfig& config = model_.config();
   const double scale = model_.attention_scale();
+  slots = slots.to(model_.device());
   return model_.hidden_states(token_ids, positions, [&](int64_t layer, const at::Tensor& qkv) {
     const at::Tensor q = qkv.narrow(1, 0, config.num_heads);
     const at::Tensor k = qkv.narrow(1, config.num_heads, config.num_kv_heads);
@@ -222,7 +225,7 @@ std::vector<DrawnToken> Engine::draw(const at::Tensor& hidden, const std::vector
     }
     last_step_.num_logit_rows += static_cast<int64_t>(logit_rows.size());
     const at::Tensor index = at::tensor(logit_rows, at::kLong).to(hidden.device());
-    const at::Tensor logits = model_.logits(hidden.index_select(0, index)).to(at::kCPU);  // [rows, V]
+    const at::Tensor logits = to_host(model_.logits(hidden.index_select(0, index)));  // [rows, V]
     const std::vector<DrawnToken> part = draw_tokens(logits, draws);
     tokens.insert(tokens.end(), part.begin(), part.end());
     begin = end;

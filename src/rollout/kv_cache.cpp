@@ -24,12 +24,13 @@ int64_t KvCacheShape::bytes_per_token() const {
   return 2 * num_layers * num_kv_heads * head_dim * static_cast<int64_t>(c10::elementSize(dtype));
 }
 
-KvCacheShape kv_cache_shape(const ModelConfig& config, at::ScalarType dtype, int64_t block_size) {
+KvCacheShape kv_cache_shape(const ModelConfig& config, at::ScalarType dtype, int64_t block_size, at::Device device) {
   return {.num_layers = config.num_layers,
           .num_kv_heads = config.num_kv_heads,
           .head_dim = config.head_dim,
           .block_size = block_size,
-          .dtype = dtype};
+          .dtype = dtype,
+          .device = device};
 }
 
 void PagedKvCache::reserve() {

@@ -29,7 +29,8 @@ struct KvCacheShape {
   int64_t bytes_per_block() const { return bytes_per_token() * block_size; }
 };
 
-KvCacheShape kv_cache_shape(const ModelConfig& config, at::ScalarType dtype, int64_t block_size);
+KvCacheShape kv_cache_shape(const ModelConfig& config, at::ScalarType dtype, int64_t block_size,
+                            at::Device device = at::kCPU);
 
 class PagedKvCache {
  public:

@@ -3,6 +3,7 @@
 // reward 0. RewardPool (reward_pool.h) is the only caller and calls from one thread; implementations may answer from
 // any.
 #pragma once
+#include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
 #include <chrono>
@@ -36,9 +37,10 @@ class Reward {
 };
 
 // The functions of [reward], in their order. `task` is the stage's generated task, or null; a reward model computes in
-// `compute`. ConfigError for an unknown function, a missing or broken parameter, or "task" without one.
+// `compute` on `device`. ConfigError for an unknown function, a missing or broken parameter, or "task" without one.
 std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, const Task* task,
-                                                  c10::ScalarType compute = c10::ScalarType::Float);
+                                                  c10::ScalarType compute = c10::ScalarType::Float,
+                                                  c10::Device device = c10::kCPU);
 
 // Correct = the first reward function gives 1.
 inline bool is_correct(const Completion& completion) {

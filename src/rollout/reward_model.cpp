@@ -10,14 +10,15 @@
 
 namespace temper {
 
-ModelReward::ModelReward(const std::string& directory, c10::ScalarType compute) : directory_(directory) {
+ModelReward::ModelReward(const std::string& directory, c10::ScalarType compute, c10::Device device)
+    : directory_(directory) {
   const LoadedModel loaded = load_model(directory);
   if (!loaded.config.value_head)
     throw ConfigError(
         "reward.model = {}: it is a {}, which scores nothing. Give a model with a score head, as a reward_model stage "
         "makes it.",
         directory, architecture_name(loaded.config));
-  model_ = std::make_unique<Transformer>(loaded.config, compute, /*trainable=*/false);
+  model_ = std::make_unique<Transformer>(loaded.config, compute, /*trainable=*/false, WeightFormat::kCompute, device);
   model_->load(loaded.parameters, 0);
 }
 
@@ -58,7 +59,7 @@ std::future<std::vector<RewardOutcome>> ModelReward::score(std::shared_ptr<const
     };
     const at::Tensor hidden = model_->hidden_states(packed.token_ids, packed.positions, attention);
     const at::Tensor rows = packed.rows.index_select(0, at::tensor(last, at::kLong));
-    const at::Tensor values = model_->values(hidden.index_select(0, rows)).contiguous();
+    const at::Tensor values = model_->values(hidden.index_select(0, rows.to(hidden.device()))).cpu().contiguous();
     for (size_t k = 0; k < scored.size(); ++k)
       outcomes[scored[k]].value = static_cast<double>(values.const_data_ptr<float>()[k]);
   }

@@ -145,7 +145,7 @@ class TaskReward final : public RuleReward {
 }  // namespace
 
 std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, const Task* task,
-                                                  c10::ScalarType compute) {
+                                                  c10::ScalarType compute, c10::Device device) {
   std::vector<std::unique_ptr<Reward>> rewards;
   for (const std::string& name : section.functions) {
     if (name == "exact") {
@@ -164,7 +164,7 @@ std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, 
             "reward.functions has \"task\", but [data] names no task. Set data.task, or use exact or numeric.");
       rewards.push_back(std::make_unique<TaskReward>(*task));
     } else if (name == "model") {
-      rewards.push_back(std::make_unique<ModelReward>(section.model, compute));
+      rewards.push_back(std::make_unique<ModelReward>(section.model, compute, device));
     } else {
       throw ConfigError(
           "reward.functions has \"{}\", which is none of exact, numeric, regex, format, length, task, model.", name);

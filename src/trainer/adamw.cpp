@@ -46,6 +46,7 @@ sum_of_squares(const float* x, int64_t n) {
 }  // namespace
 
 double global_norm(const at::Tensor& flat) {
+  if (!flat.is_cpu()) return at::linalg_vector_norm(flat, 2, {}, /*keepdim=*/false, at::kDouble).item<double>();
   const float* data = flat.const_data_ptr<float>();
   const int64_t size = flat.numel(), pieces = (size + kPiece - 1) / kPiece;
   std::vector<double> sums(static_cast<size_t>(pieces));
@@ -64,19 +65,24 @@ AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings)
 AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings, const ShardPlan& plan)
     : settings_(settings), plan_(plan), layout_(parameters.specs()) {
   if (!plan_.is_sharded()) {
-    exp_avg_ = FlatParameters(layout_);
-    exp_avg_sq_ = FlatParameters(layout_);
+    exp_avg_ = FlatParameters(layout_, at::kFloat, parameters.flat().device());
+    exp_avg_sq_ = FlatParameters(layout_, at::kFloat, parameters.flat().device());
     return;
   }
   int64_t size = 0;
   for (const FlatRange& range : plan_.owned()) size += range.size();
-  own_avg_ = at::zeros({size});
-  own_avg_sq_ = at::zeros({size});
+  own_avg_ = at::zeros({size}, parameters.flat().options());
+  own_avg_sq_ = at::zeros({size}, parameters.flat().options());
 }
 
 void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
                  double gradient_scale) {
   ++num_steps_;
+  if (!parameters.flat().is_cpu()) {
+    step_on_device(parameters, gradients, learning_rate, gradient_scale);
+    release_memory(gradients.flat());
+    return;
+  }
   const double t = static_cast<double>(num_steps_);
   const auto step_size = static_cast<float>(learning_rate / (1 - std::pow(settings_.beta1, t)));
   const auto root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(settings_.beta2, t)));
@@ -84,24 +90,54 @@ void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradien
   float* g = gradients.flat().mutable_data_ptr<float>();
   float* m = (plan_.is_sharded() ? own_avg_ : exp_avg_.flat()).mutable_data_ptr<float>();
   float* v = (plan_.is_sharded() ? own_avg_sq_ : exp_avg_sq_.flat()).mutable_data_ptr<float>();
+  each_piece([&](const FlatRange& piece, int64_t moments, bool decays) {
+    const int64_t shift = moments - piece.begin;
+    const auto decay = static_cast<float>(decays ? 1 - learning_rate * settings_.weight_decay : 1);
+    at::parallel_for(piece.begin, piece.end, kPiece, [&](int64_t begin, int64_t end) {
+      update(p + begin, g + begin, m + begin + shift, v + begin + shift, end - begin,
+             static_cast<float>(gradient_scale), static_cast<float>(settings_.beta1),
+             static_cast<float>(settings_.beta2), static_cast<float>(settings_.eps), decay, step_size, root_correction);
+    });
+  });
+  if (plan_.is_sharded()) release_memory(gradients.flat());
+}
+
+void AdamW::step_on_device(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
+                           double gradient_scale) const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor &avg = plan_.is_sharded() ? own_avg_ : exp_avg_.flat(),
+                   &avg_sq = plan_.is_sharded() ? own_avg_sq_ : exp_avg_sq_.flat();
+  struct Lists {
+    std::vector<at::Tensor> parameters, gradients, avg, avg_sq, steps;
+  } decaying, others;
+  const auto options = parameters.flat().options();
+  const at::Tensor steps = at::full({}, static_cast<double>(num_steps_), options);
+  each_piece([&](const FlatRange& piece, int64_t moments, bool decays) {
+    Lists& lists = decays ? decaying : others;
+    lists.parameters.push_back(parameters.flat().narrow(0, piece.begin, piece.size()));
+    lists.gradients.push_back(gradients.flat().narrow(0, piece.begin, piece.size()));
+    lists.avg.push_back(avg.narrow(0, moments, piece.size()));
+    lists.avg_sq.push_back(avg_sq.narrow(0, moments, piece.size()));
+    lists.steps.push_back(steps);
+  });
+  // The kernel divides the gradients by what it is given.
+  const at::Tensor divisor = at::full({}, 1 / gradient_scale, options);
+  for (const auto& [lists, decay] : {std::pair<Lists&, double>(decaying, settings_.weight_decay), {others, 0.0}})
+    if (!lists.parameters.empty())
+      at::_fused_adamw_(lists.parameters, lists.gradients, lists.avg, lists.avg_sq, {}, lists.steps, learning_rate,
+                        settings_.beta1, settings_.beta2, decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false,
+                        divisor);
+}
+
+void AdamW::each_piece(const std::function<void(const FlatRange& piece, int64_t moments, bool decays)>& visit) const {
   int64_t moments_begin = 0;  // where the range's moments lie
   for (const FlatRange& range : plan_.owned()) {
-    const int64_t shift = moments_begin - range.begin;
     for (const ParameterSpec& spec : layout_) {
-      const int64_t first = std::max(range.begin, spec.offset),
-                    last = std::min(range.end, spec.offset + spec.num_elements());
-      if (first >= last) continue;
-      const auto decay = static_cast<float>(spec.shape.size() > 1 ? 1 - learning_rate * settings_.weight_decay : 1);
-      at::parallel_for(first, last, kPiece, [&](int64_t begin, int64_t end) {
-        update(p + begin, g + begin, m + begin + shift, v + begin + shift, end - begin,
-               static_cast<float>(gradient_scale), static_cast<float>(settings_.beta1),
-               static_cast<float>(settings_.beta2), static_cast<float>(settings_.eps), decay, step_size,
-               root_correction);
-      });
+      const FlatRange piece{std::max(range.begin, spec.offset), std::min(range.end, spec.offset + spec.num_elements())};
+      if (piece.begin < piece.end) visit(piece, moments_begin + piece.begin - range.begin, spec.shape.size() > 1);
     }
     moments_begin += range.size();
   }
-  if (plan_.is_sharded()) release_memory(gradients.flat());
 }
 
 void AdamW::gather_moments(const Ranks& ranks) {
@@ -114,8 +150,8 @@ void AdamW::gather_moments(const Ranks& ranks) {
 
 void AdamW::make_room() {
   if (!plan_.is_sharded()) return;
-  whole_avg_ = FlatParameters(layout_);
-  whole_avg_sq_ = FlatParameters(layout_);
+  whole_avg_ = FlatParameters(layout_, at::kFloat, own_avg_.device());
+  whole_avg_sq_ = FlatParameters(layout_, at::kFloat, own_avg_.device());
 }
 
 void AdamW::keep_own() {

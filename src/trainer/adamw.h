@@ -2,6 +2,7 @@
 //   p -= lr * weight_decay * p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   p -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 // Biases and norms (one-dimensional parameters) do not decay. Results do not depend on the number of threads.
+// On a GPU LibTorch's fused kernel does the same in its own order of operations.
 #pragma once
 #include <functional>
 
@@ -15,7 +16,7 @@ struct AdamWSettings {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
 };
 
-// sqrt(sum of squares) of a flat f32 buffer, summed in f64 over fixed pieces.
+// sqrt(sum of squares) of a flat f32 buffer, summed in f64 (on the CPU over fixed pieces).
 double global_norm(const at::Tensor& flat);
 
 class AdamW {
@@ -43,6 +44,10 @@ class AdamW {
   void drop_gathered();
 
  private:
+  // visit(piece of a parameter in the flat buffer, where its moments begin, whether it decays)
+  void each_piece(const std::function<void(const FlatRange& piece, int64_t moments, bool decays)>& visit) const;
+  void step_on_device(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
+                      double gradient_scale) const;
   void each_owned(const std::function<void(const at::Tensor& own, const at::Tensor& whole)>& visit);
 
   AdamWSettings settings_;

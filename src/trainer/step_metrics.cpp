@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "model/device.h"
 #include "model/matmul.h"
 
 namespace temper {
@@ -71,16 +72,23 @@ void add_throughput_metrics(const StepWork& work, const ModelConfig& config, Met
   record.set("perf/max_memory_allocated_gb", peak_memory_gb());
 }
 
-double measure_peak_flops(const ModelConfig& config, at::ScalarType compute) {
-  const int64_t rows = 1024, inputs = config.hidden_size, outputs = config.intermediate_size;
+double measure_peak_flops(const ModelConfig& config, at::ScalarType compute, at::Device device) {
+  const bool cpu = device.is_cpu();
+  const int64_t rows = cpu ? 1024 : 8192, inputs = cpu ? config.hidden_size : 8192;
+  const int64_t outputs = cpu ? config.intermediate_size : 8192;
+  const auto options = at::TensorOptions(device);
   PackedMatrix matrix;
-  matrix.pack(at::zeros({outputs, inputs}), compute);
-  const at::Tensor x = at::zeros({rows, inputs}, at::TensorOptions(compute));
-  matrix.multiply(x, at::kFloat);
+  matrix.pack(at::randn({outputs, inputs}, options), compute);
+  const at::Tensor x = at::randn({rows, inputs}, options).to(compute);
+  const auto multiply = [&] {
+    matrix.multiply(x, compute);
+    synchronize(device);
+  };
+  multiply();
   double best = 0;
   for (Stopwatch whole; whole.seconds() < 0.1;) {
     const Stopwatch watch;
-    matrix.multiply(x, at::kFloat);
+    multiply();
     best = std::max(best, 2.0 * static_cast<double>(rows * inputs * outputs) / watch.seconds());
   }
   return best;

@@ -40,8 +40,9 @@ struct StepWork {
 // perf/*: REQUIRES timing_s/update_actor in the record, and timing_s/gen where something was generated.
 void add_throughput_metrics(const StepWork& work, const ModelConfig& config, MetricRecord& record);
 
-// Floating-point operations a second of a large matrix product, measured in about 0.1 s.
-double measure_peak_flops(const ModelConfig& config, at::ScalarType compute);
+// Floating-point operations a second of a large matrix product, measured in about 0.1 s: on the CPU of the model's
+// shapes, on a GPU of one that fills it.
+double measure_peak_flops(const ModelConfig& config, at::ScalarType compute, at::Device device);
 
 double peak_memory_gb();  // resident, of this process, GiB
 

@@ -13,6 +13,12 @@
 #include "trainer/step_metrics.h"
 
 namespace temper {
+namespace {
+
+// Losses are computed on the CPU, from one number a token, wherever the model is.
+const at::TensorOptions kLossOptions = at::TensorOptions(at::kCPU).dtype(at::kDouble);
+
+}  // namespace
 
 // What the micro-batches of one step add up to.
 struct TrainLoop::Update {
@@ -233,15 +239,15 @@ PolicyOutput TrainLoop::forward(const MicroBatch& micro) const {
   const at::Tensor hidden = policy.hidden(micro);
   PolicyOutput output;
   if (algo.policy_loss == PolicyLoss::kRewardModel) {
-    output.values = policy.values(hidden).to(at::kDouble);
+    output.values = policy.values(hidden).to(kLossOptions);
     return output;
   }
   const TokenLogprobs tokens = policy.logprobs(hidden, micro, temperature(), algo.entropy_coef != 0);
-  output.logprobs = tokens.logprobs.to(at::kDouble);
-  output.entropies = tokens.entropies.to(at::kDouble);
+  output.logprobs = tokens.logprobs.to(kLossOptions);
+  output.entropies = tokens.entropies.to(kLossOptions);
   if (algo.needs_critic()) {
     const bool shared = parts_.critic == parts_.policy;
-    output.values = parts_.critic->values(shared ? hidden : parts_.critic->hidden(micro)).to(at::kDouble);
+    output.values = parts_.critic->values(shared ? hidden : parts_.critic->hidden(micro)).to(kLossOptions);
   }
   if (algo.distill_loss != DistillLoss::kNone) {
     const at::Tensor teacher_hidden = [&] {
@@ -253,7 +259,7 @@ PolicyOutput TrainLoop::forward(const MicroBatch& micro) const {
     };
     output.divergence =
         logits_loss(hidden, policy.network().head(), teacher_hidden, parts_.teacher->network().head(), divergence)
-            .to(at::kDouble);
+            .to(kLossOptions);
   }
   return output;
 }

@@ -1,30 +1,32 @@
 #include "trainer/train_state.h"
 
+#include <ATen/ATen.h>
+
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
 
 namespace temper {
-namespace {
-
-void append(std::vector<TensorEntry>& entries, const std::string& group, const FlatParameters& tensors) {
-  for (const ParameterSpec& spec : tensors.specs()) entries.push_back({group + spec.name, tensors[spec.name]});
-}
-
-}  // namespace
-
-std::vector<TensorEntry> state_tensors(const TrainLoopParts& parts) {
-  std::vector<TensorEntry> entries;
+HostState::HostState(const TrainLoopParts& parts) {
   const auto append_learner = [&](const std::string& prefix, const std::string& optim, const TrainerModel& model,
                                   const AdamW& optimizer) {
-    append(entries, prefix, model.parameters());
-    append(entries, optim + "exp_avg/", optimizer.exp_avg());
-    append(entries, optim + "exp_avg_sq/", optimizer.exp_avg_sq());
+    append(prefix, model.parameters());
+    append(optim + "exp_avg/", optimizer.exp_avg());
+    append(optim + "exp_avg_sq/", optimizer.exp_avg_sq());
   };
   append_learner("model/", "optim/", *parts.policy, *parts.optimizer);
   if (parts.critic_optimizer != nullptr)
     append_learner("critic/", "critic_optim/", *parts.critic, *parts.critic_optimizer);
-  return entries;
+}
+
+void HostState::append(const std::string& group, const FlatParameters& tensors) {
+  const FlatParameters host = tensors.to(at::kCPU);
+  for (const ParameterSpec& spec : host.specs()) entries_.push_back({group + spec.name, host[spec.name]});
+  if (!tensors.flat().is_cpu()) copies_.push_back({tensors.flat(), host.flat()});
+}
+
+void HostState::put_back() const {
+  for (const Copy& copy : copies_) at::Tensor(copy.device).copy_(copy.host);
 }
 
 std::string save_counters(const TrainCounters& counters, const TrainLoopParts& parts) {

@@ -1,6 +1,5 @@
 // A stage's state on its way to a checkpoint and back: weights, both moments, counters. Draws need no generator's
-// state: they depend on seeds and serial numbers alone (core/rng.h). Views, not copies: the policy and the optimiser
-// must stay put while a checkpoint is written or read.
+// state: they depend on seeds and serial numbers alone (core/rng.h).
 #pragma once
 #include "algos/algorithm.h"
 #include "checkpoint/checkpoint.h"
@@ -10,9 +9,27 @@
 
 namespace temper {
 
-// "model/NAME", "optim/exp_avg/NAME", "optim/exp_avg_sq/NAME", NAME as in the safetensors file; of a critic with its
-// own backbone also "critic/NAME", "critic_optim/exp_avg/NAME", "critic_optim/exp_avg_sq/NAME".
-std::vector<TensorEntry> state_tensors(const TrainLoopParts& parts);
+// The tensors where a checkpoint finds them: of a model on the CPU the memory itself, so that policy and optimiser must
+// stay put meanwhile; of one on a GPU copies, which put_back() returns after a checkpoint was read into them.
+class HostState {
+ public:
+  HostState() = default;
+  explicit HostState(const TrainLoopParts& parts);
+
+  // "model/NAME", "optim/exp_avg/NAME", "optim/exp_avg_sq/NAME", NAME as in the safetensors file; of a critic with its
+  // own backbone also "critic/NAME", "critic_optim/exp_avg/NAME", "critic_optim/exp_avg_sq/NAME".
+  const std::vector<TensorEntry>& entries() const { return entries_; }
+  void put_back() const;
+
+ private:
+  void append(const std::string& group, const FlatParameters& tensors);
+
+  struct Copy {
+    at::Tensor device, host;  // flat buffers
+  };
+  std::vector<TensorEntry> entries_;
+  std::vector<Copy> copies_;
+};
 
 // The blob "trainer": counters, the optimisers' steps, the KL coefficient, as JSON.
 std::string save_counters(const TrainCounters& counters, const TrainLoopParts& parts);

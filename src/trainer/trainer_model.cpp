@@ -8,29 +8,31 @@
 
 namespace temper {
 
-TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable)
-    : network_(std::make_unique<Transformer>(model.config, compute, is_trainable, weights)) {
-  network_->load(model.parameters, 0);
+TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable,
+                           at::Device device)
+    : network_(std::make_unique<Transformer>(model.config, compute, is_trainable, weights, device)) {
+  if (is_trainable) parameters_ = model.parameters.to(device);
+  network_->load(is_trainable ? parameters_ : model.parameters, 0);
   if (!is_trainable) return;
-  parameters_ = std::move(model.parameters);
-  gradients_ = FlatParameters(parameters_.specs());
+  gradients_ = FlatParameters(parameters_.specs(), at::kFloat, device);
   network_->set_gradients(gradients_);
 }
 
-TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, Shard shard, const Ranks& ranks) {
-  TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true);
+TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, Shard shard, const Ranks& ranks,
+                                     at::Device device) {
+  TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true, device);
   if (shard != Shard::kFull || ranks.size() == 1) return made;
   made.shards_ = std::make_unique<ShardedWeights>(ranks, made.parameters_, made.gradients_, *made.network_);
   for (int64_t block = 0; block < made.config().num_layers; ++block) made.network_->drop_block(block);
   return made;
 }
 
-TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights) {
-  return TrainerModel(std::move(model), compute, weights, false);
+TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights, at::Device device) {
+  return TrainerModel(std::move(model), compute, weights, false, device);
 }
 
 void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weights) {
-  rollout_network_ = std::make_unique<Transformer>(config(), compute, /*trainable=*/false, weights);
+  rollout_network_ = std::make_unique<Transformer>(config(), compute, /*trainable=*/false, weights, network_->device());
 }
 
 void TrainerModel::publish(PolicyVersion version) {
@@ -64,7 +66,7 @@ at::Tensor TrainerModel::hidden(const MicroBatch& micro) const {
     return packed_attention_qkv(qkv, config().num_heads, config().num_kv_heads, segments, network_->attention_scale());
   };
   return network_->hidden_states(micro.packed.token_ids, micro.packed.positions, attention)
-      .index_select(0, micro.packed.rows);
+      .index_select(0, micro.packed.rows.to(network_->device()));
 }
 
 namespace {

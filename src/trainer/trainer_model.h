@@ -1,7 +1,7 @@
 // A model as the trainer uses it, be it policy, critic, reference, teacher or a reward model in the making: f32
-// masters, their gradients, and the network that computes with their rounded, packed copies. A frozen model keeps the
-// packed copy alone. Rollouts compute with the same network, or with one of another type beside it. Used from the train
-// loop's thread.
+// masters, their gradients, and the network that computes with their rounded, packed copies, on one device. A frozen
+// model keeps the packed copy alone. Rollouts compute with the same network, or with one of another type beside it.
+// Used from the train loop's thread.
 #pragma once
 #include <memory>
 
@@ -20,8 +20,9 @@ class TrainerModel {
   // kFull: weights and gradients lie with their owners among the ranks (sharded_weights.h), and rollouts need a network
   // of their own.
   static TrainerModel trainable(LoadedModel model, at::ScalarType compute, Shard shard = Shard::kNone,
-                                const Ranks& ranks = {});
-  static TrainerModel frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights = WeightFormat::kCompute);
+                                const Ranks& ranks = {}, at::Device device = at::kCPU);
+  static TrainerModel frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights = WeightFormat::kCompute,
+                             at::Device device = at::kCPU);
 
   const ModelConfig& config() const { return network_->config(); }
   const Transformer& network() const { return *network_; }
@@ -59,7 +60,7 @@ class TrainerModel {
   at::Tensor values(const at::Tensor& hidden) const { return network_->values(hidden); }
 
  private:
-  TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable);
+  TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable, at::Device device);
 
   std::unique_ptr<Transformer> network_;  // at one address: the engine and autograd graphs hold it
   std::unique_ptr<Transformer> rollout_network_;

@@ -74,8 +74,8 @@ TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
   EXPECT_THAT(error_of_override("--rollout.workers=2"), HasSubstr("rollout.workers = 2 is out of range. Allowed: 0."));
   EXPECT_THAT(error_of_override("--async.max_staleness=1"),
               HasSubstr("async.max_staleness = 1 is out of range. Allowed: 0."));
-  EXPECT_THAT(error_of_override("--run.device=cuda"),
-              HasSubstr("run.device = \"cuda\" is not known. Allowed: auto, cpu."));
+  EXPECT_THAT(error_of_override("--run.device=tpu"),
+              HasSubstr("run.device = \"tpu\" is not known. Allowed: auto, cpu, cuda."));
 }
 
 TEST(ConfigErrors, IllTypedValuesSayWhatIsExpected) {

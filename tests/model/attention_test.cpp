@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/error.h"
+#include "model/attention_device.h"
 #include "model/cpu_dispatch.h"
 
 namespace temper {
@@ -314,6 +315,41 @@ TEST(PagedAttention, ABlockSizeThatIsNoMultipleOf16IsRefusedWithTheKeyAndTheFix)
     EXPECT_NE(std::string(error.what()).find("[rollout] block_size = 24"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("Set 16"), std::string::npos) << error.what();
   }
+}
+
+std::vector<int64_t> numbers_of(const at::Tensor& x) {
+  const at::Tensor wide = x.to(at::kLong).contiguous();
+  return {wide.const_data_ptr<int64_t>(), wide.const_data_ptr<int64_t>() + wide.numel()};
+}
+
+// What the flash kernels are told; they themselves run on a GPU alone (tests/gpu).
+TEST(RaggedLayout, LaysEachSegmentsPrefixBeforeItsOwnKeys) {
+  const device::RaggedLayout plain = device::layout_of(Segments{{0, 3, 0, 0}, {3, 5, 0, 0}}, 5, at::kCPU);
+  EXPECT_FALSE(plain.query_rows.defined());
+  EXPECT_FALSE(plain.key_rows.defined());
+  EXPECT_EQ(numbers_of(plain.key_ends), (std::vector<int64_t>{0, 3, 5}));
+
+  const Segments segments = {{1, 3, 0, 0}, {3, 5, 1, 3}, {5, 5, 0, 0}, {5, 6, 1, 3}};  // row 0 is padding
+  const device::RaggedLayout layout = device::layout_of(segments, 6, at::kCPU);
+  EXPECT_EQ(numbers_of(layout.query_rows), (std::vector<int64_t>{1, 2, 3, 4, 5}));
+  EXPECT_EQ(numbers_of(layout.key_rows), (std::vector<int64_t>{1, 2, 1, 2, 3, 4, 1, 2, 5}));
+  EXPECT_EQ(numbers_of(layout.query_ends), (std::vector<int64_t>{0, 2, 4, 5}));
+  EXPECT_EQ(numbers_of(layout.key_ends), (std::vector<int64_t>{0, 2, 6, 9}));
+  EXPECT_EQ(layout.max_queries, 2);
+  EXPECT_EQ(layout.max_keys, 4);
+}
+
+TEST(RaggedLayout, TakesASequencesKeysFromItsBlocks) {
+  const std::vector<int32_t> first = {2, 0}, second = {1};
+  const std::vector<PagedSequence> sequences = {{first.data(), 18, 1, 0}, {second.data(), 2, 2, 1}};
+  const device::RaggedLayout layout = device::layout_of(sequences, 3, 16, at::kCPU);
+  EXPECT_FALSE(layout.query_rows.defined());
+  std::vector<int64_t> keys;
+  for (int64_t slot = 32; slot < 48; ++slot) keys.push_back(slot);
+  keys.insert(keys.end(), {0, 1, 16, 17});
+  EXPECT_EQ(numbers_of(layout.key_rows), keys);
+  EXPECT_EQ(numbers_of(layout.query_ends), (std::vector<int64_t>{0, 1, 3}));
+  EXPECT_EQ(numbers_of(layout.key_ends), (std::vector<int64_t>{0, 18, 20}));
 }
 
 }  // namespace

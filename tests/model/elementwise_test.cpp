@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "model/cpu_dispatch.h"
+#include "model/elementwise_device.h"
 
 namespace temper {
 namespace {
@@ -236,6 +237,47 @@ TEST(Elementwise, APositionBeyondTheTableIsRefusedWithItsNumbers) {
   } catch (const InvariantError& error) {
     EXPECT_NE(std::string(error.what()).find("position 8 of token 1 lies outside the 8"), std::string::npos)
         << error.what();
+  }
+}
+
+// The GPU's way, which takes CPU tensors as well.
+TEST(ElementwiseOnDevices, EqualsTheReferenceAndItsGradients) {
+  const Angles table = angles(40, 8);
+  const at::Tensor positions = at::arange(13, at::kLong) * 3, weight = randn({16}, 3) + 1, wide = randn({24}, 4);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const Tensors norm_inputs = {randn({13, 24}, 1, dtype), wide};
+    expect_close(
+        with_gradients(norm_inputs, [&](const Tensors& x) { return device::rms_norm(x[0], x[1], 1e-5, dtype); }),
+        with_gradients(to_double(norm_inputs),
+                       [&](const Tensors& x) { return reference::rms_norm(x[0], x[1], 1e-5, at::kDouble); }),
+        "rms_norm");
+    const Tensors gates = {randn({13, 48}, 2, dtype)};
+    expect_close(
+        with_gradients(gates, [&](const Tensors& x) { return device::silu_mul(x[0], dtype); }),
+        with_gradients(to_double(gates), [](const Tensors& x) { return reference::silu_mul(x[0], at::kDouble); }),
+        "silu_mul");
+    const Tensors plain = {randn({13, 7, 16}, 5, dtype)}, normed = {plain[0], weight, weight * 2};
+    expect_close(with_gradients(plain,
+                                [&](const Tensors& x) {
+                                  return device::norm_rope_qkv(x[0], 3, 2, {}, {}, 0, table.cos, table.sin, positions);
+                                }),
+                 with_gradients(to_double(plain),
+                                [&](const Tensors& x) {
+                                  return reference::norm_rope_qkv(x[0], 3, 2, {}, {}, 0, table.cos, table.sin,
+                                                                  positions);
+                                }),
+                 "rope");
+    if (dtype == at::kBFloat16) continue;  // rounded between norm and rotation, unlike the reference
+    expect_close(
+        with_gradients(normed,
+                       [&](const Tensors& x) {
+                         return device::norm_rope_qkv(x[0], 3, 2, x[1], x[2], 1e-5, table.cos, table.sin, positions);
+                       }),
+        with_gradients(to_double(normed),
+                       [&](const Tensors& x) {
+                         return reference::norm_rope_qkv(x[0], 3, 2, x[1], x[2], 1e-5, table.cos, table.sin, positions);
+                       }),
+        "norm and rope");
   }
 }
 

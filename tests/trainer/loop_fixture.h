@@ -29,7 +29,8 @@ using RewardOf = std::function<double(int64_t serial, int64_t completion)>;
 // A stage's loop over groups that are drawn from a generator, with behavior_logprobs that fit nobody exactly.
 class Fixture {
  public:
-  explicit Fixture(Preset preset, const std::function<void(StageConfig&)>& change = {}, const Ranks& ranks = {}) {
+  explicit Fixture(Preset preset, const std::function<void(StageConfig&)>& change = {}, const Ranks& ranks = {},
+                   at::Device device = at::kCPU) {
     config.name = "test";
     config.algo = algo_preset(preset);
     config.algo.whiten_advantages = config.algo.whitens();
@@ -42,12 +43,12 @@ class Fixture {
     const bool pairs_with_values = config.algo.policy_loss == PolicyLoss::kRewardModel;
     const bool shared = config.algo.needs_critic() && config.critic.shared_backbone;
     const auto make_trainable = [&](LoadedModel model) {
-      return TrainerModel::trainable(std::move(model), at::kFloat, config.train.shard, ranks);
+      return TrainerModel::trainable(std::move(model), at::kFloat, config.train.shard, ranks, device);
     };
     policy.emplace(make_trainable(with_heads(tiny_model(), !pairs_with_values, pairs_with_values || shared)));
     policy->set_recompute(config.train.recompute);
-    reference.emplace(TrainerModel::frozen(tiny_model(6), at::kFloat));
-    teacher.emplace(TrainerModel::frozen(tiny_model(7), at::kFloat));
+    reference.emplace(TrainerModel::frozen(tiny_model(6), at::kFloat, WeightFormat::kCompute, device));
+    teacher.emplace(TrainerModel::frozen(tiny_model(7), at::kFloat, WeightFormat::kCompute, device));
     const AdamWSettings settings{config.optim.betas[0], config.optim.betas[1]};
     const auto make_optimizer = [&](const TrainerModel& model) {
       return std::make_unique<AdamW>(model.parameters(), settings, model.shard_plan(config.train.shard, ranks));

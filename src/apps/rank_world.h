@@ -1,0 +1,14 @@
+// The communicator of a process that mpirun or srun started, for the device that it computes with.
+#pragma once
+#include <memory>
+
+#include "comm/mpi_communicator.h"
+#include "config/choices.h"
+
+namespace temper {
+
+// MPI's, or where the ranks compute with GPUs NCCL's over it: each rank then gets its GPU by its number on its machine,
+// which is from now on this process's. A collective call. ConfigError, CommError.
+std::unique_ptr<Communicator> connect_ranks(MpiWorld& world, Device device, const CommOptions& options = {});
+
+}  // namespace temper
