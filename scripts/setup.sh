@@ -51,8 +51,10 @@ libtorch() {
   if [ "$(cat "$DEPS/libtorch.version" 2>/dev/null)" = "$requirement" ]; then say "LibTorch: $requirement, present"; return; fi
   say "LibTorch: fetching $requirement"
   local wheels="$DEPS/wheels"; mkdir -p "$wheels"
-  if has_gpu; then
-    python3 -m pip download -q --no-deps -d "$wheels" "$requirement" nvidia-nccl-cu13 nvidia-cuda-nvrtc ||
+  if has_gpu; then  # with the CUDA libraries that it loads
+    command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] ||
+      fail "a GPU, but no nvcc: install the CUDA 13 toolkit, or give a CPU build of LibTorch with TEMPER_TORCH=DIR."
+    python3 -m pip download -q -d "$wheels" "$requirement" ||
       fail "pip cannot download $requirement. Check the network, or give an unpacked LibTorch with TEMPER_TORCH=DIR."
   else
     python3 -m pip download -q --no-deps -d "$wheels" "$requirement" 2>/dev/null ||
@@ -61,7 +63,10 @@ libtorch() {
   fi
   rm -rf "$DEPS/libtorch" "$DEPS/unpack"; mkdir -p "$DEPS/unpack"
   local wheel
-  for wheel in "$wheels"/*.whl; do unzip -q -o "$wheel" -d "$DEPS/unpack" || fail "$wheel is not a whole wheel. Remove .deps/wheels and run again."; done
+  for wheel in "$wheels"/torch-*.whl "$wheels"/nvidia_*.whl; do
+    [ -e "$wheel" ] || continue
+    unzip -q -o "$wheel" -d "$DEPS/unpack" || fail "$wheel is not a whole wheel. Remove .deps/wheels and run again."
+  done
   mv "$DEPS/unpack/torch" "$DEPS/libtorch"
   if [ -d "$DEPS/unpack/nvidia" ]; then rm -rf "$DEPS/nvidia"; mv "$DEPS/unpack/nvidia" "$DEPS/nvidia"; fi
   rm -rf "$DEPS/unpack" "$wheels"

@@ -12,6 +12,7 @@
 #include "core/clock.h"
 #include "core/rng.h"
 #include "core/system_memory.h"
+#include "model/device.h"
 #include "rollout/engine.h"
 
 namespace temper {
@@ -132,9 +133,6 @@ double first_token_age_s(Engine& engine, const Workload& work, int64_t vocab) {
 }
 
 double megabytes(int64_t bytes) { return static_cast<double>(bytes) / 1048576; }
-
-// As run.deterministic sets it for a pipeline. The engine's kernels are the same in both modes.
-void set_deterministic(bool value) { at::globalContext().setDeterministicAlgorithms(value, /*warn_only=*/false); }
 
 EngineOptions options_of(const CommandLine& line, const Workload& work) {
   EngineOptions options;

@@ -12,6 +12,7 @@
 #include "core/files.h"
 #include "core/log.h"
 #include "data/prompt_dataset.h"
+#include "model/device.h"
 #include "observe/progress.h"
 #include "rollout/engine.h"
 
@@ -80,7 +81,7 @@ int run_generate(int argc, char** argv) {
 
   // On the CPU the engine's kernels compute in fixed tiles whatever the batch: the flag adds what keeps it so for
   // LibTorch's own operators.
-  at::globalContext().setDeterministicAlgorithms(line.flag("deterministic"), /*warn_only=*/false);
+  set_deterministic(line.flag("deterministic"));
   at::globalContext().setDeterministicFillUninitializedMemory(false);
   const InferenceModel loaded = load_inference_model(model_path, type);
   const PromptEncoder encoder(loaded.tokenizer, line.flag("raw") || !loaded.chat ? nullptr : &*loaded.chat);

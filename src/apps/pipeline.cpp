@@ -15,6 +15,7 @@
 #include "config/stage_models.h"
 #include "core/interrupt.h"
 #include "core/log.h"
+#include "model/device.h"
 #include "observe/report.h"
 
 namespace temper {
@@ -102,7 +103,7 @@ void log_device(const Config& config) {
 ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks) {
   for (const std::string& warning : config.warnings) log_warning("{}", warning);
   install_stop_handlers();
-  at::globalContext().setDeterministicAlgorithms(config.run.deterministic, /*warn_only=*/false);
+  set_deterministic(config.run.deterministic);
   RunDirectory run(config, ranks);
   log_device(config);
   if (Communicator* communicator = ranks.communicator()) {

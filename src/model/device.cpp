@@ -5,6 +5,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <vector>
@@ -53,6 +54,11 @@ int64_t free_memory_bytes(at::Device device) {
 int64_t peak_device_bytes(at::Device device) {
   if (device.is_cpu()) return 0;
   return c10::getDeviceAllocator(device.type())->getDeviceStats(device.index()).allocated_bytes[0].peak;
+}
+
+void set_deterministic(bool value) {
+  if (value) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  at::globalContext().setDeterministicAlgorithms(value, /*warn_only=*/false);
 }
 
 at::Tensor to_host(const at::Tensor& x) {

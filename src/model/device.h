@@ -22,6 +22,9 @@ std::string device_name(at::Device device);
 int64_t free_memory_bytes(at::Device device);
 // The most that tensors on a GPU took since the process began; 0 on the CPU, whose process tells.
 int64_t peak_device_bytes(at::Device device);
+// LibTorch's deterministic kernels, on the CPU and on GPUs. Before the first product on a GPU, whose library reads its
+// part of the setting then.
+void set_deterministic(bool value);
 // A copy in the CPU's memory, at the speed of the bus (through page-locked memory); the tensor itself where it is
 // there.
 at::Tensor to_host(const at::Tensor& x);
