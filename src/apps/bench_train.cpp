@@ -53,6 +53,7 @@ StageConfig make_config(const CommandLine& line, const Workload& work) {
   const std::span<const std::string_view> shards = choice_names<Shard>();
   const std::string shard = line.one_of("shard", {shards.begin(), shards.end()});
   config.train.shard = static_cast<Shard>(std::find(shards.begin(), shards.end(), shard) - shards.begin());
+  config.train.replicas = line.integer("replicas", 1, 1 << 16);
   return config;
 }
 
@@ -112,8 +113,9 @@ struct Measurement {
   double seconds = 0;
 };
 
-Course run_rank(LoadedModel model, const Measurement& what, const Ranks& ranks,
+Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ranks,
                 const std::function<double()>& link_busy_s) {
+  const Ranks ranks = all_ranks.with_replicas(what.config.train.replicas);
   Trainer trainer(std::move(model), what.type, what.config, what.work, ranks);
   trainer.step();  // compiles kernels, touches memory
   ranks.wait_for_all("warm");
@@ -176,6 +178,7 @@ void declare_options(CommandLine& line) {
   line.add_option("micro-batch-tokens", "TOKENS", "of one forward and backward pass", "2048");
   line.add_flag("recompute", "as train.recompute");
   line.add_option("shard", "none|optimizer|full", "as train.shard", "none");
+  line.add_option("replicas", "N", "as train.replicas", "1");
   line.add_option("ranks", "N", "threads, where no launcher has started processes; they share the cores out", "1");
   line.add_option("link-gb-s", "GB/S", "bandwidth of the simulated link among them; 0: no limit", "0");
   line.add_option("link-latency-us", "US", "its latency", "0");

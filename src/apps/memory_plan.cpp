@@ -65,7 +65,7 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   MemoryPlan plan;
   plan.free_bytes = static_cast<double>(free_memory_bytes(training.device));
   // Sharded: a part of the moments, or of masters and gradients too, with two blocks packed at a time.
-  const auto ranks = static_cast<double>(stage.train.ranks);
+  const auto ranks = std::max(1.0, static_cast<double>(stage.train.ranks) / static_cast<double>(stage.train.replicas));
   const double moment_shards = stage.train.shard == Shard::kNone ? 1 : ranks;
   const double weight_shards = stage.train.shard == Shard::kFull ? ranks : 1;
   const double ends = static_cast<double>(model.vocab_size * model.hidden_size) * (model.tie_word_embeddings ? 1 : 2);

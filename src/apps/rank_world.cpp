@@ -1,7 +1,13 @@
 #include "apps/rank_world.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+
 #include "apps/model_source.h"
 #include "comm/nccl_communicator.h"
+#include "core/log.h"
 #include "model/device.h"
 
 namespace temper {
@@ -12,6 +18,26 @@ std::unique_ptr<Communicator> connect_ranks(MpiWorld& world, Device device, cons
   const int gpu = device_of_local_rank(world.local_rank());
   set_cuda_device(gpu);
   return make_nccl_communicator(std::move(communicator), gpu, options);
+}
+
+void warn_of_placement(const Ranks& ranks) {
+  if (ranks.num_replicas() == 1) return;
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  const std::vector<std::string> machines = ranks.communicator()->gather_texts("machines", name);
+  const auto group_size = static_cast<size_t>(ranks.size() / ranks.num_replicas());
+  for (size_t first = 0; first < machines.size() && ranks.leads(); first += group_size) {
+    const auto begin = machines.begin() + static_cast<std::ptrdiff_t>(first),
+               end = begin + static_cast<std::ptrdiff_t>(group_size);
+    const std::set<std::string> used(begin, end);
+    const auto on_first = static_cast<size_t>(std::count(machines.begin(), machines.end(), *begin));
+    if (used.size() == 1 || on_first < group_size) continue;
+    log_warning(
+        "ranks {} to {} hold one replica, on {} machines, though {} has {} ranks: every layer's weights cross the "
+        "network. Number the ranks machine by machine (mpirun --map-by core, srun --distribution=block).",
+        first, first + group_size - 1, used.size(), *begin, on_first);
+    return;
+  }
 }
 
 }  // namespace temper

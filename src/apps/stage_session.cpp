@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/loaded_models.h"
+#include "apps/rank_world.h"
 #include "apps/rollout_stack.h"
 #include "apps/stage_data.h"
 #include "checkpoint/atomic_directory.h"
@@ -82,7 +83,9 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
     : parts_(std::make_unique<Parts>(stage, run, ranks)) {
   Parts& parts = *parts_;
   run.locate_models(parts.stage);
-  parts.models = load_stage_models(parts.stage, start, ranks);
+  parts.ranks = ranks.with_replicas(stage.train.replicas);
+  warn_of_placement(parts.ranks);
+  parts.models = load_stage_models(parts.stage, start, parts.ranks);
   StageModels& models = parts.models;
   const ComputeType rollouts = rollout_type(stage);
   const bool differ = stage.algo.trains_on_rollouts() && rollouts != training_type(stage.run);

@@ -277,7 +277,9 @@ void add_train(TableBuilder& table) {
       "What is split over the ranks: nothing; AdamW's moments (ZeRO-1); or weights, gradients and moments (ZeRO-3),"
       " gathered block by block, which recomputes activations.");
   TEMPER_KEY(train.tensor_parallel, "Ranks that share each layer.").only(1);
-  TEMPER_KEY(train.replicas, "Copies of the sharded model.").only(1);
+  TEMPER_KEY(train.replicas,
+             "Copies of the sharded model (HSDP): neighbouring ranks share one, and the copies sum their gradients.")
+      .at_least(1);
   TEMPER_KEY(train.ranks,
              "Trainer processes, each with a copy of the model; `temper run` starts them with mpirun on this machine."
              " With `temper train` under mpirun or srun, 1 stands for as many as were started.")

@@ -143,6 +143,14 @@ void check_engine(const StageConfig& s, Messages* out) {
 
 void check_train(const StageConfig& s, Messages* out) {
   const int64_t per_step = s.train.num_prompts_per_step * (s.algo.trains_on_rollouts() ? s.rollout.num_generations : 1);
+  if (s.train.replicas > 1 && s.train.shard == Shard::kNone)
+    out->push_back(
+        format("train.replicas = {} are copies of a sharded model, and train.shard = \"none\" shards nothing. Set"
+               " train.shard to \"optimizer\" or \"full\", or train.replicas to 1.",
+               s.train.replicas));
+  if (s.train.ranks > 1 && s.train.ranks % s.train.replicas != 0)
+    out->push_back(format("train.ranks = {} cannot be dealt out to train.replicas = {} evenly. Give a divisor.",
+                          s.train.ranks, s.train.replicas));
   if (s.algo.num_minibatches > per_step)
     out->push_back(
         format("algo.num_minibatches = {} is more than a step's {} completions (train.num_prompts_per_step = {})."

@@ -144,8 +144,8 @@ void AdamW::gather_moments(const Ranks& ranks) {
   if (!plan_.is_sharded()) return;
   make_room();
   each_owned([](const at::Tensor& own, const at::Tensor& whole) { at::Tensor(whole).copy_(own); });
-  gather_parts(ranks, plan_, "first moments", whole_avg_.flat());
-  gather_parts(ranks, plan_, "second moments", whole_avg_sq_.flat());
+  gather_parts(ranks.shard_group(), plan_, "first moments", whole_avg_.flat());
+  gather_parts(ranks.shard_group(), plan_, "second moments", whole_avg_sq_.flat());
 }
 
 void AdamW::make_room() {

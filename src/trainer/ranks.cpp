@@ -39,6 +39,29 @@ at::Tensor slice(const at::Tensor& flat, const FlatRange& range) { return flat.n
 
 }  // namespace
 
+Ranks Ranks::with_replicas(int64_t count) const {
+  if (count == 1 || size() == 1) return *this;
+  if (size() % count != 0)
+    throw ConfigError(
+        "train.replicas = {}: {} ranks cannot be dealt out evenly. Give a divisor of the number of ranks.", count,
+        size());
+  const int group_size = size() / static_cast<int>(count);
+  Ranks ranks = *this;
+  ranks.group_ = comm_->split(rank() / group_size, rank());
+  ranks.peers_ = comm_->split(rank() % group_size, rank());
+  return ranks;
+}
+
+Ranks Ranks::shard_group() const { return group_ ? Ranks(group_) : *this; }
+
+void Ranks::sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) const {
+  if (!peers_ || !plan.is_sharded()) return;
+  std::vector<CommHandle> sent;
+  for (const FlatRange& range : plan.owned())
+    sent.push_back(peers_->all_reduce("gradients of the replicas", slice(flat, range)));
+  for (CommHandle& handle : sent) handle.wait();
+}
+
 std::vector<int64_t> Ranks::own(const StepBatch& batch, const std::vector<int64_t>& completions,
                                 bool whole_groups) const {
   if (size() == 1) return completions;
@@ -146,7 +169,7 @@ double GradientSum::finish() {
 
 void GradientSum::send(const std::string& name, const FlatRange& segment) {
   if (plan_.is_sharded())
-    begin_reduction(ranks_, plan_, name, flat_, segment, sent_);
+    begin_reduction(ranks_.shard_group(), plan_, name, flat_, segment, sent_);
   else if (segment.size() > 0)
     sent_.push_back(ranks_.communicator()->all_reduce(name, slice(flat_, segment)));
 }

@@ -3,6 +3,7 @@
 // ranks call the same functions in the same order. With one rank nothing is sent and nothing is copied.
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -24,12 +25,22 @@ class Ranks {
   bool leads() const { return rank() == 0; }
   Communicator* communicator() const { return comm_; }  // null: alone
 
+  // The same ranks as `count` replicas of the model: neighbours share one replica out among them, each the same parts
+  // as its peers in the others (HSDP, Zhao et al. 2023, https://arxiv.org/abs/2304.11277). A collective call;
+  // ConfigError where the replicas would differ in size.
+  Ranks with_replicas(int64_t count) const;
+  int num_replicas() const { return peers_ == nullptr ? 1 : peers_->size(); }
+  // The ranks that share this one's replica; all of them where there is one.
+  Ranks shard_group() const;
+
   // Of these completions of the batch, the ones this rank computes: groups stay whole where they must (losses on pairs)
   // or where there are enough of them; the longest first, each to the rank with the least work so far.
   std::vector<int64_t> own(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) const;
 
   // numbers: each rank has filled its own entries, the others are zero; afterwards all ranks have all.
   void fill_in(const at::Tensor& numbers) const;
+  // What this rank owns of a sharded buffer becomes the sum over the replicas.
+  void sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) const;
   // The sums of all ranks, merged in their order.
   MetricSums merge(const MetricSums& own) const;
   void wait_for_all(const std::string& what) const;
@@ -42,7 +53,11 @@ class Ranks {
   void lead(const std::function<void()>& act) const;
 
  private:
+  explicit Ranks(const std::shared_ptr<Communicator>& group) : comm_(group.get()), group_(group) {}
+
   Communicator* comm_ = nullptr;
+  // Where there are several replicas: the ranks of this one, and those with the same parts. Shared with the copies.
+  std::shared_ptr<Communicator> group_, peers_;
 };
 
 // Sums a model's gradients over the ranks, a block's as soon as its backward is done, so that the sums travel while the
@@ -67,6 +82,7 @@ class GradientSum {
   std::vector<CommHandle> sent_;
 };
 
+// These are among the ranks of a shard group.
 // Begins one segment's way of a sharded buffer: its sums to their owners, or the owners' parts to all ranks. What is
 // left over after equal parts is few elements: all ranks get their sum, and only the owner's counts.
 void begin_reduction(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,

@@ -214,6 +214,11 @@ void TrainLoop::sum_gradients(Update& update) const {
   for (const TrainerModel* model : {parts_.policy, own_critic()})
     if (model != nullptr && model->shards() != nullptr) update.wait_for_ranks_s += model->shards()->take_wait_s();
   if (critic_sum_) update.wait_for_ranks_s += critic_sum_->finish();
+  const Stopwatch watch;
+  parts_.ranks.sum_over_replicas(parts_.optimizer->plan(), parts_.policy->gradients().flat());
+  if (const TrainerModel* critic = own_critic())
+    parts_.ranks.sum_over_replicas(parts_.critic_optimizer->plan(), critic->gradients().flat());
+  update.wait_for_ranks_s += watch.seconds();
 }
 
 MetricSums TrainLoop::run_micro_batch(const MicroBatch& micro, const StepBatch& batch, const GlobalCounts& counts,
@@ -289,7 +294,7 @@ void TrainLoop::forget_gradients() const {
 void TrainLoop::apply_gradients(Update& update) {
   const bool own_critic = parts_.critic_optimizer != nullptr;
   const auto checked_norm = [&](const TrainerModel& model, const AdamW& optimizer, const char* whose) {
-    const double norm = global_norm(parts_.ranks, optimizer.plan(), model.gradients().flat());
+    const double norm = global_norm(parts_.ranks.shard_group(), optimizer.plan(), model.gradients().flat());
     if (std::isfinite(norm)) return norm;
     forget_gradients();
     throw NumericsError(
@@ -305,7 +310,7 @@ void TrainLoop::apply_gradients(Update& update) {
     const double rate = scheduled_learning_rate(optim, counters_.step + 1, parts_.config->train.max_steps);
     optimizer.step(model.parameters(), model.gradients(), rate, scale);
     if (!optimizer.plan().shards_weights())
-      gather_parts(parts_.ranks, optimizer.plan(), "updated weights", model.parameters().flat());
+      gather_parts(parts_.ranks.shard_group(), optimizer.plan(), "updated weights", model.parameters().flat());
     return rate;
   };
   update.grad_norm = checked_norm(*parts_.policy, *parts_.optimizer, "the");

@@ -21,8 +21,9 @@ TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightForm
 TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, Shard shard, const Ranks& ranks,
                                      at::Device device) {
   TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true, device);
-  if (shard != Shard::kFull || ranks.size() == 1) return made;
-  made.shards_ = std::make_unique<ShardedWeights>(ranks, made.parameters_, made.gradients_, *made.network_);
+  if (shard != Shard::kFull || ranks.shard_group().size() == 1) return made;
+  made.shards_ =
+      std::make_unique<ShardedWeights>(ranks.shard_group(), made.parameters_, made.gradients_, *made.network_);
   for (int64_t block = 0; block < made.config().num_layers; ++block) made.network_->drop_block(block);
   return made;
 }
@@ -52,7 +53,8 @@ void TrainerModel::refresh() {
 }
 
 ShardPlan TrainerModel::shard_plan(Shard shard, const Ranks& ranks) const {
-  return {parameters_.specs(), shard, ranks.rank(), ranks.size()};
+  const Ranks group = ranks.shard_group();
+  return {parameters_.specs(), shard, group.rank(), group.size()};
 }
 
 std::shared_ptr<void> TrainerModel::gathered() const {

@@ -105,6 +105,14 @@ TEST(ConfigErrors, IllTypedValuesSayWhatIsExpected) {
   EXPECT_THAT(error_of_override("--run.seed=99999999999999999999"), HasSubstr("run.seed"));
 }
 
+TEST(ConfigErrors, ReplicasNeedShardsAndADivisor) {
+  EXPECT_THAT(
+      error_of(kBase + "[train]\nreplicas = 2\n"),
+      HasSubstr("train.replicas = 2 are copies of a sharded model, and train.shard = \"none\" shards nothing."));
+  EXPECT_THAT(error_of(kBase + "[train]\nranks = 4\nreplicas = 3\nshard = \"full\"\n"),
+              HasSubstr("train.ranks = 4 cannot be dealt out to train.replicas = 3 evenly."));
+}
+
 TEST(ConfigErrors, ValuesOutOfRangeSayWhatIsAllowed) {
   const std::pair<const char*, const char*> kCases[] = {
       {"train.max_steps=0", "train.max_steps = 0 is out of range. Allowed: 1 or greater."},

@@ -51,7 +51,7 @@ Course train(Preset preset, const std::function<void(StageConfig&)>& change, con
 
 // One course a rank.
 std::vector<Course> train_on(int num_ranks, Preset preset, const std::function<void(StageConfig&)>& change,
-                             bool check_agreement = true) {
+                             bool check_agreement = true, int64_t num_replicas = 1) {
   ThreadWorld world(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = check_agreement});
   std::vector<Course> courses(static_cast<size_t>(num_ranks));
   std::vector<std::string> errors(static_cast<size_t>(num_ranks));
@@ -61,7 +61,7 @@ std::vector<Course> train_on(int num_ranks, Preset preset, const std::function<v
       at::set_num_threads(1);
       const auto comm = world.communicator(r);
       try {
-        courses[static_cast<size_t>(r)] = train(preset, change, Ranks(*comm));
+        courses[static_cast<size_t>(r)] = train(preset, change, Ranks(*comm).with_replicas(num_replicas));
       } catch (const std::exception& error) {
         errors[static_cast<size_t>(r)] = error.what();
         comm->abort(error.what());
@@ -84,24 +84,25 @@ void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
 
 class RanksTrain : public ::testing::TestWithParam<Case> {};
 
-TEST_P(RanksTrain, AsOneDoes) {
-  const Case& test = GetParam();
+void expect_as_alone(const Case& test, const std::vector<std::pair<int, int64_t>>& ranks_and_replicas) {
   const Course alone = train(test.preset, test.change, {});
   const double moved = (alone.after - alone.before).norm().item<double>();
-  for (const int num_ranks : {2, 3, 4}) {
-    const std::vector<Course> courses = train_on(num_ranks, test.preset, test.change);
+  for (const auto& [num_ranks, num_replicas] : ranks_and_replicas) {
+    const std::vector<Course> courses = train_on(num_ranks, test.preset, test.change, true, num_replicas);
     for (const Course& course : courses) {
       ASSERT_EQ(course.records.size(), alone.records.size());
       for (size_t step = 0; step < alone.records.size(); ++step) {
         const double expected = number(alone.records[step], "loss");
         EXPECT_NEAR(number(course.records[step], "loss"), expected, 1e-5 * std::max(std::abs(expected), 0.1))
-            << test.name << ", " << num_ranks << " ranks, step " << step;
+            << test.name << ", " << num_ranks << " ranks, " << num_replicas << " replicas, step " << step;
       }
       EXPECT_LE((course.after - alone.after).norm().item<double>(), 1e-3 * moved) << test.name;
       EXPECT_TRUE(at::equal(course.after, courses.front().after)) << "ranks differ";
     }
   }
 }
+
+TEST_P(RanksTrain, AsOneDoes) { expect_as_alone(GetParam(), {{2, 1}, {3, 1}, {4, 1}}); }
 
 void shard_the_optimizer(StageConfig& s) { s.train.shard = Shard::kOptimizer; }
 void shard_everything(StageConfig& s) {
@@ -148,6 +149,31 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"distill", Preset::kGkd, {}}, Case{"sft", Preset::kSft, {}}, Case{"dpo", Preset::kDpo, {}},
         Case{"reward_model", Preset::kRewardModel, {}}),
     [](const auto& tested) { return std::string(tested.param.name); });
+
+class ReplicasTrain : public ::testing::TestWithParam<Case> {};
+
+TEST_P(ReplicasTrain, AsOneRankDoes) { expect_as_alone(GetParam(), {{4, 2}, {6, 3}, {6, 2}, {2, 2}}); }
+
+INSTANTIATE_TEST_SUITE_P(Stages, ReplicasTrain,
+                         ::testing::Values(Case{"optimizer_grpo", Preset::kGrpo, shard_the_optimizer},
+                                           Case{"optimizer_ppo", Preset::kPpo, shard_the_optimizer},
+                                           Case{"full_grpo", Preset::kGrpo, shard_everything},
+                                           Case{"full_sft", Preset::kSft, shard_everything},
+                                           Case{"full_ppo", Preset::kPpo, shard_everything},
+                                           Case{"full_dpo", Preset::kDpo, shard_everything}),
+                         [](const auto& tested) { return std::string(tested.param.name); });
+
+TEST(Replicas, AreRefusedWhereRanksCannotBeDealtOut) {
+  ThreadWorld world(3);
+  const auto comm = world.communicator(0);
+  try {
+    Ranks(*comm).with_replicas(2);
+    FAIL() << "3 ranks as 2 replicas";
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(error.what(),
+                 "train.replicas = 2: 3 ranks cannot be dealt out evenly. Give a divisor of the number of ranks.");
+  }
+}
 
 TEST(Ranks, RepeatTheSameBits) {
   const auto change = [](StageConfig& s) { s.algo.kl_coef = 0.05; };
