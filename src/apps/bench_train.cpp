@@ -113,6 +113,14 @@ struct Measurement {
   double seconds = 0;
 };
 
+// Of the rank that came last to the sums: what the others wait longer, they wait for it.
+double least_wait(const Ranks& ranks, double seconds) {
+  if (ranks.size() == 1) return seconds;
+  const at::Tensor least = at::full({1}, seconds, at::kDouble);
+  ranks.communicator()->all_reduce("least wait", least, ReduceOp::kMin).wait();
+  return least.item<double>();
+}
+
 Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ranks,
                 const std::function<double()>& link_busy_s) {
   const Ranks ranks = all_ranks.with_replicas(what.config.train.replicas);
@@ -125,6 +133,7 @@ Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ran
   double measured = 0;
   for (bool more = true; more;) {
     MetricRecord record = trainer.step();
+    record.set("timing_s/wait_for_ranks", least_wait(ranks, find(record, "timing_s/wait_for_ranks")));
     measured += find(record, "timing_s/step");
     course.records.push_back(std::move(record));
     more = ranks.any(ranks.leads() && measured < what.seconds);
@@ -231,13 +240,12 @@ int run_bench_train(int argc, char** argv) {
     const double products = TrainingGemmLimit(shape, what.type.compute, what.type.device).seconds(rows);
     fields.emplace_back("gemm_limit_share", products * tokens / static_cast<double>(rows) / step_s);
   } else {
-    double exposed = 0;
-    for (const double seconds : values_of(course.records, "timing_s/wait_for_ranks")) exposed += seconds;
-    const auto steps = static_cast<double>(course.records.size());
-    fields.emplace_back("comm_exposed_s", exposed / steps);
+    const double exposed = quantile(values_of(course.records, "timing_s/wait_for_ranks"), 0.5);
+    fields.emplace_back("comm_exposed_s", exposed);
     if (course.link_busy_s > 0) {
-      fields.emplace_back("link_busy_s", course.link_busy_s / steps);
-      fields.emplace_back("comm_hidden_share", std::max(0.0, 1 - exposed / course.link_busy_s));
+      const double busy = course.link_busy_s / static_cast<double>(course.records.size());
+      fields.emplace_back("link_busy_s", busy);
+      fields.emplace_back("comm_hidden_share", std::max(0.0, 1 - exposed / busy));
     }
   }
   fields.emplace_back("steps", course.records.size());

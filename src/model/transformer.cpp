@@ -13,19 +13,26 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows of the embedding as f32; backward adds to the embedding's gradient. `anchor` is a scalar that requires a
-// gradient: it puts the graph's beginning on the tape, since no other input does.
+// Rows of the embedding as f32; backward adds to the embedding's gradient, or hands the rows to the hook. `anchor` is a
+// scalar that requires a gradient: it puts the graph's beginning on the tape, since no other input does.
 struct Embed : torch::autograd::Function<Embed> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& token_ids,
-                            const at::Tensor& table, const at::Tensor& table_grad) {
+                            const at::Tensor& table, const at::Tensor& table_grad,
+                            const Transformer::LookupHook* hook) {
     context->save_for_backward({token_ids});
     context->saved_data["grad"] = table_grad;
+    context->saved_data["hook"] = reinterpret_cast<int64_t>(hook);
     return table.index_select(0, token_ids).to(at::kFloat);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto& hook = *reinterpret_cast<const Transformer::LookupHook*>(context->saved_data["hook"].toInt());
+    const at::Tensor token_ids = context->get_saved_variables()[0];
     at::Tensor table_grad = context->saved_data["grad"].toTensor();
-    table_grad.index_add_(0, context->get_saved_variables()[0], grads[0]);
-    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    if (hook)
+      hook(token_ids, grads[0]);
+    else
+      table_grad.index_add_(0, token_ids, grads[0]);
+    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -231,7 +238,7 @@ at::Tensor Transformer::embed(const at::Tensor& token_ids) const {
   if (!at::GradMode::is_enabled() || !embedding_grad_.defined())
     return embedding_.index_select(0, token_ids).to(at::kFloat);
   const at::Tensor anchor = at::zeros({}).requires_grad_(true);
-  return Embed::apply(anchor, token_ids, embedding_, embedding_grad_);
+  return Embed::apply(anchor, token_ids, embedding_, embedding_grad_, &lookup_hook_);
 }
 
 at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Tensor& positions,

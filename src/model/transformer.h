@@ -53,6 +53,10 @@ class Transformer {
   // Called in a backward pass as soon as the gradients of a block's weights are complete, last block first; empty: not.
   using BlockHook = std::function<void(int64_t block)>;
   void set_block_hook(BlockHook hook) { block_hook_ = std::move(hook); }
+  // Takes what a backward pass would add to the embedding's gradient for the tokens looked up: row i [hidden] f32
+  // belongs to token_ids[i]. It is what becomes known last. Empty: it is added.
+  using LookupHook = std::function<void(const at::Tensor& token_ids, const at::Tensor& rows)>;
+  void set_lookup_hook(LookupHook hook) { lookup_hook_ = std::move(hook); }
 
   // token_ids, positions [T] int64, on any device → after the final norm, [T, hidden_size] in the compute dtype.
   at::Tensor hidden_states(const at::Tensor& token_ids, const at::Tensor& positions, const Attention& attention) const;
@@ -90,6 +94,7 @@ class Transformer {
   bool trainable_;
   bool recompute_ = false;
   BlockHook block_hook_;
+  LookupHook lookup_hook_;
   BlockStream stream_;  // empty: all blocks are loaded
   PolicyVersion version_ = 0;
   RopeTable rope_;

@@ -151,6 +151,10 @@ std::string Ranks::first_error(const std::string& own) const {
 void GradientSum::block_done(int64_t block) {
   if (ranks_.size() == 1) return;
   TEMPER_CHECK(block == next_, "block {} comes, {} is expected", block, next_);
+  if (block == plan_.num_blocks() - 1) {
+    send("gradients of the embedding", plan_.segments().front());
+    send("gradients of the head", plan_.segments().back());
+  }
   send(format("gradients of block {}", block), plan_.segments()[static_cast<size_t>(block) + 1]);
   next_ = block - 1;
 }
@@ -159,17 +163,52 @@ double GradientSum::finish() {
   if (ranks_.size() == 1) return 0;
   const Stopwatch watch;
   while (next_ >= 0) block_done(next_);
-  send("gradients of the embedding", plan_.segments().front());
-  send("gradients of the head", plan_.segments().back());
   for (CommHandle& handle : sent_) handle.wait();
   sent_.clear();
+  add_lookups();
   next_ = plan_.num_blocks() - 1;
   return watch.seconds();
 }
 
+void GradientSum::looked_up(const at::Tensor& token_ids, const at::Tensor& rows) {
+  looked_up_ids_.push_back(token_ids);
+  looked_up_rows_.push_back(rows);
+}
+
+// Every rank adds all ranks' rows, in the order of the ranks. Where these would be more than the matrix has, the matrix
+// itself is summed.
+void GradientSum::add_lookups() {
+  Communicator& comm = *ranks_.communicator();
+  const at::Tensor none = at::empty({0, embedding_.size(1)}, embedding_.options());
+  at::Tensor ids =
+      looked_up_ids_.empty() ? at::empty({0}, embedding_.options().dtype(at::kLong)) : at::cat(looked_up_ids_);
+  at::Tensor rows = looked_up_rows_.empty() ? none : at::cat(looked_up_rows_);
+  looked_up_ids_.clear();
+  looked_up_rows_.clear();
+  const at::Tensor own = at::full({1}, ids.size(0), at::kLong), counts = at::empty({comm.size()}, at::kLong);
+  comm.all_gather("number of looked-up rows", own, counts).wait();
+  const int64_t most = counts.max().item<int64_t>();
+  if (most == 0) return;
+  if (most * comm.size() > embedding_.size(0)) {
+    at::Tensor sum = at::zeros_like(embedding_).index_add_(0, ids, rows);
+    comm.all_reduce("looked-up rows", sum).wait();
+    embedding_.add_(sum);
+    return;
+  }
+  const int64_t missing = most - ids.size(0), width = rows.size(1);
+  ids = at::constant_pad_nd(ids, {0, missing});
+  rows = at::constant_pad_nd(rows, {0, 0, 0, missing}).contiguous();
+  const at::Tensor all_ids = at::empty({comm.size() * most}, ids.options());
+  const at::Tensor all_rows = at::empty({comm.size() * most, width}, rows.options());
+  CommHandle of_ids = comm.all_gather("looked-up tokens", ids, all_ids);
+  comm.all_gather("looked-up rows", rows, all_rows).wait();
+  of_ids.wait();
+  embedding_.index_add_(0, all_ids, all_rows);  // the padding's rows are zero
+}
+
 void GradientSum::send(const std::string& name, const FlatRange& segment) {
   if (plan_.is_sharded())
-    begin_reduction(ranks_.shard_group(), plan_, name, flat_, segment, sent_);
+    begin_reduction(ranks_, plan_, name, flat_, segment, sent_);
   else if (segment.size() > 0)
     sent_.push_back(ranks_.communicator()->all_reduce(name, slice(flat_, segment)));
 }

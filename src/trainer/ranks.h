@@ -61,24 +61,35 @@ class Ranks {
 };
 
 // Sums a model's gradients over the ranks, a block's as soon as its backward is done, so that the sums travel while the
-// blocks below are computed. With a sharded plan each rank gets the sums of what it owns; elsewhere its buffer is void.
+// blocks below are computed. The embedding's goes first, as soon as the head (which may be the same matrix) has added
+// its part; what its lookups add is known last, and is few rows: those of the tokens in the micro-batch. With a sharded
+// plan each rank gets the sums of what it owns; elsewhere its buffer is void.
 class GradientSum {
  public:
   GradientSum(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients)
-      : ranks_(ranks), plan_(plan), flat_(gradients.flat()), next_(plan.num_blocks() - 1) {}
+      : ranks_(plan.is_sharded() ? ranks.shard_group() : ranks),
+        plan_(plan),
+        flat_(gradients.flat()),
+        embedding_(gradients["model.embed_tokens.weight"]),
+        next_(plan.num_blocks() - 1) {}
 
-  // The gradients of this transformer block will not change any more. Blocks come last to first.
+  // The gradients of this transformer block, and of what lies behind it, will not change any more. Blocks come last to
+  // first.
   void block_done(int64_t block);
+  // Of the embedding's gradient, not yet in it: rows [T, hidden] of these tokens.
+  void looked_up(const at::Tensor& token_ids, const at::Tensor& rows);
   // What is left; then the gradients are the sums. The next sum may begin. Returns the seconds spent waiting.
   double finish();
 
  private:
   void send(const std::string& name, const FlatRange& segment);
+  void add_lookups();
 
-  Ranks ranks_;
+  Ranks ranks_;  // that share one replica's parts
   ShardPlan plan_;
-  at::Tensor flat_;
-  int64_t next_;  // the block whose turn it is; -1: all are on their way
+  at::Tensor flat_, embedding_;
+  std::vector<at::Tensor> looked_up_ids_, looked_up_rows_;  // of this rank
+  int64_t next_;                                            // the block whose turn it is; -1: all are on their way
   std::vector<CommHandle> sent_;
 };
 

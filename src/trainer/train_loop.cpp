@@ -164,11 +164,13 @@ MetricSums TrainLoop::run_mini_batch(const StepBatch& batch, const std::vector<i
   for (size_t k = 0; k < micro_batches.size(); ++k) {
     // The last one completes the gradients: they are summed over the ranks while its backward goes on.
     if (k + 1 == micro_batches.size() && at::GradMode::is_enabled() && policy_sum_ && parts_.ranks.size() > 1)
-      parts_.policy->set_block_hook([this](int64_t block) { policy_sum_->block_done(block); });
+      parts_.policy->set_hooks(
+          [this](int64_t block) { policy_sum_->block_done(block); },
+          [this](const at::Tensor& ids, const at::Tensor& rows) { policy_sum_->looked_up(ids, rows); });
     metrics.merge(run_micro_batch(micro_batches[k], batch, counts, update));
     if (at::GradMode::is_enabled()) end_pass();
   }
-  parts_.policy->set_block_hook({});
+  parts_.policy->set_hooks({}, {});
   idle_through(idle_passes, at::GradMode::is_enabled());
   if (at::GradMode::is_enabled()) sum_gradients(update);
   const std::string failure = parts_.ranks.first_error(update.failure);

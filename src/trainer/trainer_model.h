@@ -46,7 +46,10 @@ class TrainerModel {
   // All parameters on all ranks, for as long as the result lives.
   std::shared_ptr<void> gathered() const;
   void set_recompute(bool value) { network_->set_recompute(value); }
-  void set_block_hook(Transformer::BlockHook hook) const { network_->set_block_hook(std::move(hook)); }
+  void set_hooks(Transformer::BlockHook block, Transformer::LookupHook lookup) const {
+    network_->set_block_hook(std::move(block));
+    network_->set_lookup_hook(std::move(lookup));
+  }
 
   // Hidden states [n, hidden_size] of the micro-batch's rows: one a target. Where gradients are enabled they reach the
   // weights through it.
