@@ -1,8 +1,7 @@
 #include "model/attention_device.h"
 
 #include <ATen/ATen.h>
-
-#include <numeric>
+#include <ATen/core/grad_mode.h>
 
 namespace temper::device {
 namespace {

@@ -152,7 +152,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 class ReplicasTrain : public ::testing::TestWithParam<Case> {};
 
-TEST_P(ReplicasTrain, AsOneRankDoes) { expect_as_alone(GetParam(), {{4, 2}, {6, 3}, {6, 2}, {2, 2}}); }
+TEST_P(ReplicasTrain, AsOneRankDoes) { expect_as_alone(GetParam(), {{4, 2}, {6, 3}, {2, 2}}); }
 
 INSTANTIATE_TEST_SUITE_P(Stages, ReplicasTrain,
                          ::testing::Values(Case{"optimizer_grpo", Preset::kGrpo, shard_the_optimizer},
