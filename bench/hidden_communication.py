@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 
+from curves import plotting, save, tidy
 from run_json import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -27,20 +28,14 @@ def measure(arguments, bandwidth):
 
 
 def draw(path, lines):
-    import matplotlib
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plot
-
-    matplotlib.rcParams.update({"svg.hashsalt": "temper", "font.size": 9})
+    plot = plotting()
     figure, axis = plot.subplots(figsize=(5, 3), layout="constrained")
     axis.plot(BANDWIDTHS, [100 * line["comm_hidden_share"] for line in lines], marker="o", color="#2b6cb0")
     axis.axhline(90, color="#718096", linewidth=0.8, linestyle="--")
     axis.set(xscale="log", xlabel="link, GB/s", ylabel="hidden behind the backward pass, %", ylim=(0, 100))
     axis.set_xticks(BANDWIDTHS, [f"{b:g}" for b in BANDWIDTHS])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    tidy(axis)
+    save(figure, path)
 
 
 def main():
@@ -54,7 +49,7 @@ def main():
     parser.add_argument("--out", help="SVG to draw")
     arguments = parser.parse_args()
     if arguments.out:
-        import matplotlib  # noqa: F401  (missing: say so before the measurements)
+        plotting()  # missing: say so before the measurements
     lines = [measure(arguments, bandwidth) for bandwidth in BANDWIDTHS]
     print("\n| link, GB/s | link busy, s a step | exposed, s a step | hidden | tokens/s |\n| --- | --- | --- | --- | --- |")
     for bandwidth, line in zip(BANDWIDTHS, lines):

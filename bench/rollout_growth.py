@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 
+from curves import plotting, save, tidy
 from run_json import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,11 +36,7 @@ def table(header, rows):
 
 
 def draw(path, sequences, shared, alone):
-    import matplotlib
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plot
-
-    matplotlib.rcParams.update({"svg.hashsalt": "temper", "font.size": 9})
+    plot = plotting()
     figure, (left, right) = plot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot(SEQUENCES, sequences, marker="o", color="#2b6cb0")
     left.set(xscale="log", yscale="log", xlabel="sequences (8 a prompt from 8 on), context 128", ylabel="decode tokens/s", title="over sequences")
@@ -50,10 +47,8 @@ def draw(path, sequences, shared, alone):
     right.set_xticks(CONTEXTS, [str(n) for n in CONTEXTS])
     right.legend(frameon=False)
     for axis in (left, right):
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+        tidy(axis)
+    save(figure, path)
 
 
 def main():
@@ -65,7 +60,7 @@ def main():
     parser.add_argument("--out", help="SVG to draw")
     arguments = parser.parse_args()
     if arguments.out:
-        import matplotlib  # noqa: F401  (missing: say so before the measurements)
+        plotting()  # missing: say so before the measurements
     by_count = [measure(arguments, max(1, n // 8), min(n, 8), 128) for n in SEQUENCES]
     shared = [measure(arguments, 1, 8, context) for context in CONTEXTS]
     alone = [measure(arguments, 8, 1, context) for context in CONTEXTS]

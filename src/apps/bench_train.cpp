@@ -9,6 +9,7 @@
 
 #include "apps/bench.h"
 #include "apps/bench_model.h"
+#include "apps/choice_option.h"
 #include "apps/rank_world.h"
 #include "apps/training_gemm_limit.h"
 #include "comm/thread_communicator.h"
@@ -50,9 +51,7 @@ StageConfig make_config(const CommandLine& line, const Workload& work) {
   config.train.max_steps = 1 << 20;
   config.train.max_tokens_per_micro_batch = work.micro_batch_tokens;
   config.train.recompute = line.flag("recompute");
-  const std::span<const std::string_view> shards = choice_names<Shard>();
-  const std::string shard = line.one_of("shard", {shards.begin(), shards.end()});
-  config.train.shard = static_cast<Shard>(std::find(shards.begin(), shards.end(), shard) - shards.begin());
+  config.train.shard = choice_of<Shard>(line, "shard");
   config.train.replicas = line.integer("replicas", 1, 1 << 16);
   return config;
 }

@@ -1,7 +1,6 @@
 #include "apps/inference_model.h"
 
-#include <algorithm>
-
+#include "apps/choice_option.h"
 #include "core/error.h"
 #include "core/system_memory.h"
 #include "model/hf_directory.h"
@@ -34,17 +33,6 @@ void declare_compute_type(CommandLine& line) {
       "auto");
   line.add_option("device", "auto|cpu|cuda", "of the computation; auto: a GPU where there is one", "auto");
 }
-
-namespace {
-
-template <class Enum>
-Enum choice_of(const CommandLine& line, const char* option) {
-  const std::span<const std::string_view> names = choice_names<Enum>();
-  const std::string name = line.one_of(option, {names.begin(), names.end()});
-  return static_cast<Enum>(std::find(names.begin(), names.end(), name) - names.begin());
-}
-
-}  // namespace
 
 Device device_of(const CommandLine& line) { return choice_of<Device>(line, "device"); }
 
