@@ -24,17 +24,23 @@ void check_logits(const at::Tensor& logits, double inv_temperature) {
 
 bool use_kernels(const at::Tensor& logits) { return logits.device().is_cpu() && logits.scalar_type() == at::kFloat; }
 
+// One column of each row; a target outside [0, V) has none.
+struct Targets {
+  Targets(const at::Tensor& targets, int64_t vocab)
+      : outside(targets.lt(0).logical_or(targets.ge(vocab))), columns(targets.clamp(0, vocab - 1).unsqueeze(1)) {}
+  at::Tensor of(const at::Tensor& rows) const { return rows.gather(1, columns).squeeze(1).masked_fill(outside, 0); }
+  void add_to(at::Tensor& rows, const at::Tensor& values) const {
+    rows.scatter_add_(1, columns, values.masked_fill(outside, 0).unsqueeze(1));
+  }
+  at::Tensor outside, columns;  // [n], [n, 1]
+};
+
 VocabStatistics statistics_reference(const at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
                                      bool with_entropy) {
   const at::Tensor scaled = logits * inv_temperature;
   VocabStatistics result;
   result.logsumexp = scaled.logsumexp(-1);
-  if (targets.defined()) {
-    const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
-    result.target_logits = scaled.gather(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1))
-                               .squeeze(1)
-                               .masked_fill(inside.logical_not(), 0);
-  }
+  if (targets.defined()) result.target_logits = Targets(targets, logits.size(1)).of(scaled);
   if (with_entropy) {
     const at::Tensor p = (scaled - result.logsumexp.unsqueeze(1)).exp();
     result.entropy = -at::xlogy(p, p).sum(-1);
@@ -51,12 +57,7 @@ VocabStatistics statistics_on_device(const at::Tensor& logits, double inv_temper
   const at::Tensor p = scaled.softmax(1);
   VocabStatistics result;
   result.logsumexp = top - p.gather(1, place.unsqueeze(1)).squeeze(1).log();
-  if (targets.defined()) {
-    const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
-    result.target_logits = scaled.gather(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1))
-                               .squeeze(1)
-                               .masked_fill(inside.logical_not(), 0);
-  }
+  if (targets.defined()) result.target_logits = Targets(targets, logits.size(1)).of(scaled);
   if (with_entropy) result.entropy = result.logsumexp - at::bmm(p.unsqueeze(1), scaled.unsqueeze(2)).view({-1});
   return result;
 }
@@ -64,12 +65,10 @@ VocabStatistics statistics_on_device(const at::Tensor& logits, double inv_temper
 // In place, without the entropy's term.
 void backward_on_device(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
                         const at::Tensor& logsumexp, const at::Tensor& grad) {
-  const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
   const at::Tensor scaled_grad = grad.to(logits.scalar_type()) * inv_temperature;
   if (inv_temperature != 1) logits.mul_(inv_temperature);
   logits.sub_(logsumexp.unsqueeze(1)).exp_().mul_(-scaled_grad.unsqueeze(1));
-  logits.scatter_add_(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1),
-                      scaled_grad.masked_fill(inside.logical_not(), 0).unsqueeze(1));
+  Targets(targets, logits.size(1)).add_to(logits, scaled_grad);
 }
 
 void backward_reference(at::Tensor& logits, double inv_temperature, const at::Tensor& targets,
@@ -77,12 +76,10 @@ void backward_reference(at::Tensor& logits, double inv_temperature, const at::Te
                         const at::Tensor& entropy_grad) {
   const at::Tensor grad = given_grad.to(logits.scalar_type());
   const at::Tensor log_p = logits * inv_temperature - logsumexp.unsqueeze(1), p = log_p.exp();
-  const at::Tensor inside = targets.ge(0).logical_and(targets.lt(logits.size(1)));
   at::Tensor result = -p * grad.unsqueeze(1);
   if (entropy_grad.defined())
     result = result - p * (log_p.clamp_min(-100) + entropy.unsqueeze(1)) * entropy_grad.unsqueeze(1);
-  result.scatter_add_(1, targets.clamp(0, logits.size(1) - 1).unsqueeze(1),
-                      grad.masked_fill(inside.logical_not(), 0).unsqueeze(1));
+  Targets(targets, logits.size(1)).add_to(result, grad);
   logits.copy_(result * inv_temperature);
 }
 
