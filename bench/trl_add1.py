@@ -52,14 +52,22 @@ def accuracy(model, tokenizer, items, new_tokens):
 
 
 class Clock(TrainerCallback):
-    def __init__(self):
-        self.seconds, self.begun = [], None
+    """Seconds of each step; between steps, the accuracy of the policy as it stands (evaluate() -> dict) at the steps asked for."""
+
+    def __init__(self, evaluate, evaluate_at):
+        self.seconds, self.begun, self.evaluate, self.evaluate_at, self.curve, self.pause = [], None, evaluate, evaluate_at, {}, 0.0
 
     def on_step_begin(self, *_, **__):
         self.begun = time.monotonic()
 
-    def on_step_end(self, *_, **__):
-        self.seconds.append(time.monotonic() - self.begun)
+    def on_step_end(self, _, state, *__, model, **___):
+        now = time.monotonic()
+        self.seconds.append(now - self.begun)
+        if state.global_step in self.evaluate_at:
+            model.eval()
+            self.curve[state.global_step] = self.evaluate(model)
+            model.train()
+        self.pause += time.monotonic() - now
 
 
 def main():
@@ -68,6 +76,7 @@ def main():
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--evaluate-at", type=int, nargs="*", default=[], help="steps after which the greedy accuracies are measured as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -84,18 +93,20 @@ def main():
         learning_rate=2e-5, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, num_iterations=1,
         gradient_accumulation_steps=1, shuffle_dataset=False, gradient_checkpointing=False, logging_steps=1, report_to=[], save_strategy="no",
         disable_tqdm=True, dataloader_num_workers=0)
-    clock = Clock()
+
+    def evaluate(policy):
+        return {"near": accuracy(policy, tokenizer, near, 48), "far": accuracy(policy, tokenizer, far, 48)}
+
+    clock = Clock(evaluate, arguments.evaluate_at)
     trainer = GRPOTrainer(model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
                           callbacks=[clock])
     startup = time.monotonic() - START
     begun = time.monotonic()
     trainer.train()
-    training = time.monotonic() - begun
-    model = trainer.model.eval()
+    training = time.monotonic() - begun - clock.pause
     begun = time.monotonic()
-    result = {
-        "near": accuracy(model, tokenizer, near, 48),
-        "far": accuracy(model, tokenizer, far, 48),
+    result = evaluate(trainer.model.eval()) | {
+        "curve": clock.curve,
         "eval_s": 0.0,
         "startup_s": startup,
         "train_s": training,
