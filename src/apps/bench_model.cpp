@@ -1,6 +1,7 @@
 #include "apps/bench_model.h"
 
 #include "core/error.h"
+#include "core/system_memory.h"
 #include "model/initialize.h"
 
 namespace temper {
@@ -71,11 +72,8 @@ void declare_bench_model(CommandLine& line) {
 InferenceModel load_bench_model(const CommandLine& line) {
   const ComputeType type = compute_type_of(line);
   if (takes_directory(line)) return load_inference_model(line.text("model"), type);
-  InferenceModel made{Tokenizer::bytes(), {}, nullptr};
-  const LoadedModel random = random_model(line, type.compute);
-  made.model =
-      std::make_unique<Transformer>(random.config, type.compute, /*trainable=*/false, type.weights, type.device);
-  made.model->load(random.parameters, 0);
+  InferenceModel made{Tokenizer::bytes(), {}, nullptr, peak_rss_bytes()};
+  made.model = pack_model(random_model(line, type.compute), type);
   return made;
 }
 

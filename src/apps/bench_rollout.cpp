@@ -134,6 +134,15 @@ double first_token_age_s(Engine& engine, const Workload& work, int64_t vocab) {
 
 double megabytes(int64_t bytes) { return static_cast<double>(bytes) / 1048576; }
 
+// The embedding in the compute dtype, and the matrices that are multiplied with, of which a tied head is one more.
+int64_t weight_bytes(const Transformer& model) {
+  const ModelConfig& config = model.config();
+  const auto element = static_cast<int64_t>(c10::elementSize(model.compute_dtype()));
+  const int64_t embedding = config.vocab_size * config.hidden_size;
+  const int64_t matrices = num_parameters(config) - (config.tie_word_embeddings ? 0 : embedding);
+  return embedding * element + matrices * (model.weight_format() == WeightFormat::kInt8 ? 1 : element);
+}
+
 EngineOptions options_of(const CommandLine& line, const Workload& work) {
   EngineOptions options;
   options.max_num_seqs =
@@ -206,6 +215,8 @@ int run_bench_rollout(int argc, char** argv) {
     fields.emplace_back("occupancy", occupancy(run, options.max_num_seqs));
     fields.emplace_back("kv_cache_mb", megabytes(stats.peak_used_blocks * stats.block_bytes));
     fields.emplace_back("peak_rss_mb", peak_rss_mb);
+    const double planned_mb = megabytes(weight_bytes(model) + stats.num_blocks * stats.block_bytes);
+    fields.emplace_back("memory_of_plan", (peak_rss_mb - megabytes(loaded.peak_before_weights_bytes)) / planned_mb);
     fields.emplace_back("gemm_limit_share", limit.seconds(run.steps) / run.seconds);
     if (line.flag("deterministic")) {
       set_deterministic(false);
