@@ -116,6 +116,8 @@ down() {
   for node in "${NODES[@]}"; do kill_node "$node"; done
   pkill -x slurmctld || true
   pkill -x munged || true
+  local deadline=$((SECONDS + 30))  # slurmctld saves its state before it ends
+  while pgrep -x slurmctld >/dev/null && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
   if grep -qs "$MARK" "$CONF"; then rm -f "$CONF"; fi
   rm -rf /var/spool/slurmctld /var/spool/slurmd.n[1-4]
   say "down"
