@@ -6,7 +6,10 @@ find_package(nlohmann_json REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
-if(TEMPER_WITH_TORCH)  # for temper serve; its flags change the types' layout, so they come from the package
+if(TEMPER_WITH_TORCH)
+  pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)    # comm
+  pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)  # comm
+  # for temper serve; its flags change the types' layout, so they come from the package
   pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 endif()
 

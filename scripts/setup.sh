@@ -24,7 +24,7 @@ apt_packages() {
   local wanted=(build-essential cmake ninja-build ccache mold pkg-config git ca-certificates unzip
     python3 python3-pip python3-venv
     libopenmpi-dev openmpi-bin libhdf5-dev libspdlog-dev libcxxopts-dev libtomlplusplus-dev nlohmann-json3-dev
-    libpcre2-dev libutf8proc-dev libxxhash-dev libzstd-dev libcpp-httplib-dev libgtest-dev libgmock-dev libnuma1)
+    libpcre2-dev libutf8proc-dev libxxhash-dev libzstd-dev libzmq3-dev libcpp-httplib-dev libgtest-dev libgmock-dev libnuma1)
   local missing=() package
   for package in "${wanted[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
