@@ -53,6 +53,7 @@ StageConfig make_config(const CommandLine& line, const Workload& work) {
   config.train.recompute = line.flag("recompute");
   config.train.shard = choice_of<Shard>(line, "shard");
   config.train.replicas = line.integer("replicas", 1, 1 << 16);
+  config.train.tensor_parallel = line.integer("tensor-parallel", 1, 1 << 10);
   return config;
 }
 
@@ -122,7 +123,7 @@ double least_wait(const Ranks& ranks, double seconds) {
 
 Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ranks,
                 const std::function<double()>& link_busy_s) {
-  const Ranks ranks = all_ranks.with_replicas(what.config.train.replicas);
+  const Ranks ranks = all_ranks.with_tensor_parallel(what.config.train.tensor_parallel).with_replicas(what.config.train.replicas);
   Trainer trainer(std::move(model), what.type, what.config, what.work, ranks);
   trainer.step();  // compiles kernels, touches memory
   ranks.wait_for_all("warm");
@@ -187,6 +188,7 @@ void declare_options(CommandLine& line) {
   line.add_flag("recompute", "as train.recompute");
   line.add_option("shard", "none|optimizer|full", "as train.shard", "none");
   line.add_option("replicas", "N", "as train.replicas", "1");
+  line.add_option("tensor-parallel", "N", "as train.tensor_parallel", "1");
   line.add_option("ranks", "N", "threads, where no launcher has started processes; they share the cores out", "1");
   line.add_option("link-gb-s", "GB/S", "bandwidth of the simulated link among them; 0: no limit", "0");
   line.add_option("link-latency-us", "US", "its latency", "0");

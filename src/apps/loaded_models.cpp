@@ -3,6 +3,7 @@
 #include "config/stage_models.h"
 #include "core/error.h"
 #include "core/hash.h"
+#include "model/tensor_parallel.h"
 
 namespace temper {
 namespace {
@@ -76,14 +77,16 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
     return std::make_unique<AdamW>(model.parameters(), adamw_settings(stage.optim),
                                    model.shard_plan(stage.train.shard, ranks));
   };
-  const auto make_trainable = [&](LoadedModel model) {
+  const auto make_trainable = [&](const char* key, LoadedModel model) {
+    check_tensor_parallel(model.config, stage.train.tensor_parallel, key);
     TrainerModel made = TrainerModel::trainable(std::move(model), type.compute, stage.train.shard, ranks, type.device);
     made.set_recompute(stage.train.recompute);
     return made;
   };
-  const auto freeze = [&](const char* key, LoadedModel model) {
+  const auto freeze = [&](const char* key, LoadedModel model, bool generates = false) {
     models.identities[key] = identity_of(model);
-    return TrainerModel::frozen(std::move(model), type.compute, type.weights, type.device);
+    if (!generates) check_tensor_parallel(model.config, stage.train.tensor_parallel, key);
+    return TrainerModel::frozen(std::move(model), type.compute, type.weights, type.device, generates ? Ranks() : ranks);
   };
   if (stage.algo.needs_reference())
     models.reference.emplace(
@@ -91,14 +94,17 @@ StageModels load_stage_models(const StageConfig& stage, const std::string& start
                                       ? source.model  // shares the masters for a moment
                                       : language_model("model.reference", stage.model.reference, shape)));
   if (stage.algo.needs_teacher())
-    models.teacher.emplace(freeze("model.teacher", language_model("model.teacher", stage.model.teacher, shape)));
+    models.teacher.emplace(freeze("model.teacher", language_model("model.teacher", stage.model.teacher, shape),
+                                  /*generates=*/stage.rollout.teacher_share > 0));
   if (stage.algo.needs_critic() && !stage.critic.shared_backbone) {
     const LoadedModel body =
         stage.critic.path.empty() ? source.model : load_companion("critic.path", stage.critic.path, shape);
-    models.own_critic.emplace(make_trainable(with_heads(body, /*lm_head=*/false, /*value_head=*/true)));
+    models.own_critic.emplace(make_trainable("critic.path", with_heads(body, /*lm_head=*/false, /*value_head=*/true)));
     models.critic_optimizer = make_optimizer(*models.own_critic);
   }
-  models.policy.emplace(make_trainable(with_stage_heads(std::move(source.model), stage, start)));
+  LoadedModel trained = with_stage_heads(std::move(source.model), stage, start);
+  if (ranks.size() > 1) models.start_hash = identity_of(trained);
+  models.policy.emplace(make_trainable("the model", std::move(trained)));
   models.optimizer = make_optimizer(*models.policy);
   return models;
 }

@@ -20,6 +20,7 @@ struct StageModels {
   std::optional<TrainerModel> own_critic;  // without a shared backbone
   std::optional<TrainerModel> reference, teacher;
   std::unique_ptr<AdamW> optimizer, critic_optimizer;
+  std::string start_hash;                         // of what is trained, before the first step; several ranks
   std::map<std::string, std::string> identities;  // "model.reference" → hash of its weights, and so on
 
   TrainerModel* critic(const StageConfig& stage);  // null where [algo] needs none

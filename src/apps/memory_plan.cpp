@@ -1,6 +1,7 @@
 #include "apps/memory_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 #include "apps/model_source.h"
@@ -55,20 +56,25 @@ ModelConfig stage_model_config(const StageConfig& stage, const std::string& dire
 }
 
 MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
-  const auto parameters = static_cast<double>(num_parameters(model));
+  // Of a tensor-parallel rank's part; the few parameters that all ranks hold are left out of the account.
+  const auto whole = static_cast<double>(num_parameters(model));
+  const auto tensor_parallel = static_cast<double>(stage.train.tensor_parallel);
+  const double parameters = whole / tensor_parallel;
   const ComputeType training = training_type(stage.run);
   const double element = training.compute == at::kBFloat16 ? 2 : 4;
   const auto per_parameter = [&](double bytes) {
-    return format("{} parameters x {} bytes", num_parameters(model), bytes);
+    return format("{} parameters x {} bytes", std::round(parameters), bytes);
   };
   const auto micro = static_cast<double>(stage.train.max_tokens_per_micro_batch);
   MemoryPlan plan;
   plan.free_bytes = static_cast<double>(free_memory_bytes(training.device));
   // Sharded: a part of the moments, or of masters and gradients too, with two blocks packed at a time.
-  const auto ranks = std::max(1.0, static_cast<double>(stage.train.ranks) / static_cast<double>(stage.train.replicas));
+  const auto ranks = std::max(1.0, static_cast<double>(stage.train.ranks) / tensor_parallel /
+                                        static_cast<double>(stage.train.replicas));
   const double moment_shards = stage.train.shard == Shard::kNone ? 1 : ranks;
   const double weight_shards = stage.train.shard == Shard::kFull ? ranks : 1;
-  const double ends = static_cast<double>(model.vocab_size * model.hidden_size) * (model.tie_word_embeddings ? 1 : 2);
+  const double ends = static_cast<double>(model.vocab_size * model.hidden_size) *
+                      (model.tie_word_embeddings ? 1 : 2) / tensor_parallel;
   const double packed = stage.train.shard == Shard::kFull && ranks > 1
                             ? ends + 2 * (parameters - ends) / static_cast<double>(model.num_layers)
                             : parameters;
@@ -81,9 +87,10 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
         {"packed for backward", format("{} parameters x {} bytes", packed, element), element * packed});
   const ComputeType rollouts = rollout_type(stage);
   const double rollout_element = rollouts.compute == at::kBFloat16 ? 2 : 4;
-  if (stage.algo.trains_on_rollouts() && rollouts != training) {
+  if (stage.algo.trains_on_rollouts() && (rollouts != training || tensor_parallel > 1)) {
     const double bytes = rollouts.weights == WeightFormat::kInt8 ? 1 : rollout_element;
-    plan.lines.push_back({"packed for rollouts", per_parameter(bytes), bytes * parameters});
+    plan.lines.push_back(
+        {"packed for rollouts", format("{} parameters x {} bytes", whole, bytes), bytes * whole});
   }
   if (stage.algo.needs_reference()) plan.lines.push_back({"reference", per_parameter(element), element * parameters});
   const auto frozen = [&](const char* what, const std::string& path, bool needed) {

@@ -9,6 +9,7 @@
 #include "data/tokenizer.h"
 #include "model/initialize.h"
 #include "model/model_config.h"
+#include "model/tensor_parallel.h"
 
 namespace temper {
 namespace {
@@ -16,7 +17,7 @@ namespace {
 constexpr std::string_view kClassifier = "ForSequenceClassification";
 
 struct ModelFacts {
-  int64_t vocab_size = 0;
+  ModelConfig body;  // read as a language model's
   std::string architecture;  // empty: config.json does not say
   int64_t num_labels = 2;    // of a classifier; 2 where config.json does not say, as in transformers
   bool is_classifier() const { return architecture.ends_with(kClassifier); }
@@ -50,7 +51,7 @@ ModelFacts read_facts(const std::string& directory) {
       text = json.dump();
     }
   }
-  facts.vocab_size = parse_model_config(text, path).vocab_size;  // refuses what is no JSON, or no model of ours
+  facts.body = parse_model_config(text, path);  // refuses what is no JSON, or no model of ours
   if (!file_exists(in(directory, "model.safetensors")) && !file_exists(in(directory, "model.safetensors.index.json")))
     throw IoError("{}: holds neither model.safetensors nor model.safetensors.index.json. Fetch the model's weights.",
                   directory);
@@ -58,10 +59,10 @@ ModelFacts read_facts(const std::string& directory) {
 }
 
 // Of model.init; its sizes are checked on the way.
-int64_t new_model_vocabulary(const ModelInit& init) {
+ModelConfig new_model(const ModelInit& init) {
   TokenizerFacts facts;
   facts.vocab_size = (init.tokenizer == "byte" ? Tokenizer::bytes() : Tokenizer::load(init.tokenizer)).vocab_size();
-  return new_model_config(init, facts).vocab_size;
+  return new_model_config(init, facts);
 }
 
 // Runs `read`; what it throws is thrown on with the place in front.
@@ -102,14 +103,18 @@ class Checker {
     const int64_t start = start_stage(config_, index);
     if (start >= 0) return vocabularies_.at(static_cast<size_t>(start));
     if (stage.model.path.empty())
-      return at_place(format("stage {}: model.init", stage.name),
-                      [&] { return new_model_vocabulary(stage.model.init); });
+      return at_place(format("stage {}: model.init", stage.name), [&] {
+        const ModelConfig made = new_model(stage.model.init);
+        check_tensor_parallel(made, stage.train.tensor_parallel, "it");
+        return made.vocab_size;
+      });
     const std::string place = format("stage {}: model.path", stage.name);
     const ModelFacts facts = at_place(place, [&] { return read_facts(stage.model.path); });
     if (!makes_reward_model(stage)) refuse_classifier(place, stage.model.path, facts);
     if (!file_exists(in(stage.model.path, "tokenizer.json")))
       throw IoError("{}: {} holds no tokenizer.json. Fetch the model's tokenizer.", place, stage.model.path);
-    return facts.vocab_size;
+    check_tensor_parallel(facts.body, stage.train.tensor_parallel, place);
+    return facts.body.vocab_size;
   }
 
   void check_use(size_t index, const ModelUse& use) const {
@@ -131,7 +136,11 @@ class Checker {
             "{} = {}: the classifier has {} labels (id2label in config.json), a reward model or critic has 1. Choose a "
             "model that gives one number.",
             place, use.path, facts.num_labels);
-      vocab_size = facts.vocab_size;
+      vocab_size = facts.body.vocab_size;
+      const StageConfig& stage = config_.stages[index];
+      const bool stays_whole = use.role == ModelRole::kReward ||
+                               (use.role == ModelRole::kTeacher && stage.rollout.teacher_share > 0);
+      if (!stays_whole) check_tensor_parallel(facts.body, stage.train.tensor_parallel, place);
     }
     if (vocab_size != vocabularies_[index])
       throw ConfigError(

@@ -20,24 +20,39 @@ std::unique_ptr<Communicator> connect_ranks(MpiWorld& world, Device device, cons
   return make_nccl_communicator(std::move(communicator), gpu, options);
 }
 
-void warn_of_placement(const Ranks& ranks) {
-  if (ranks.num_replicas() == 1) return;
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  const std::vector<std::string> machines = ranks.communicator()->gather_texts("machines", name);
-  const auto group_size = static_cast<size_t>(ranks.size() / ranks.num_replicas());
-  for (size_t first = 0; first < machines.size() && ranks.leads(); first += group_size) {
+namespace {
+
+// The first group of neighbours that is spread out without need.
+void warn_of_spread_group(const std::vector<std::string>& machines, size_t group_size, const char* what,
+                          const char* consequence) {
+  for (size_t first = 0; first < machines.size(); first += group_size) {
     const auto begin = machines.begin() + static_cast<std::ptrdiff_t>(first),
                end = begin + static_cast<std::ptrdiff_t>(group_size);
     const std::set<std::string> used(begin, end);
     const auto on_first = static_cast<size_t>(std::count(machines.begin(), machines.end(), *begin));
     if (used.size() == 1 || on_first < group_size) continue;
     log_warning(
-        "ranks {} to {} hold one replica, on {} machines, though {} has {} ranks: every layer's weights cross the "
-        "network. Number the ranks machine by machine (mpirun --map-by core, srun --distribution=block).",
-        first, first + group_size - 1, used.size(), *begin, on_first);
+        "ranks {} to {} {}, on {} machines, though {} has {} ranks: {} the network. Number the ranks machine by "
+        "machine (mpirun --map-by core, srun --distribution=block).",
+        first, first + group_size - 1, what, used.size(), *begin, on_first, consequence);
     return;
   }
+}
+
+}  // namespace
+
+void warn_of_placement(const Ranks& ranks) {
+  if (ranks.num_replicas() == 1 && ranks.tensor_group() == nullptr) return;
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  const std::vector<std::string> machines = ranks.communicator()->gather_texts("machines", name);
+  if (!ranks.leads()) return;
+  if (ranks.tensor_group() != nullptr)
+    warn_of_spread_group(machines, static_cast<size_t>(ranks.tensor_group()->size()), "share each layer",
+                         "every layer's sums cross");
+  if (ranks.num_replicas() > 1)
+    warn_of_spread_group(machines, static_cast<size_t>(ranks.size() / ranks.num_replicas()), "hold one replica",
+                         "every layer's weights cross");
 }
 
 }  // namespace temper

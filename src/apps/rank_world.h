@@ -12,8 +12,8 @@ namespace temper {
 // which is from now on this process's. A collective call. ConfigError, CommError.
 std::unique_ptr<Communicator> connect_ranks(MpiWorld& world, Device device, const CommOptions& options = {});
 
-// Says where the ranks of one replica lie on several machines though one would hold them: their every layer then waits
-// for the network. A collective call.
+// Says where the ranks of one replica, or of one tensor-parallel group, lie on several machines though one would hold
+// them: their every layer then waits for the network. A collective call.
 void warn_of_placement(const Ranks& ranks);
 
 }  // namespace temper

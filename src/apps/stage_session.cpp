@@ -83,14 +83,14 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
     : parts_(std::make_unique<Parts>(stage, run, ranks)) {
   Parts& parts = *parts_;
   run.locate_models(parts.stage);
-  parts.ranks = ranks.with_replicas(stage.train.replicas);
+  parts.ranks = ranks.with_tensor_parallel(stage.train.tensor_parallel).with_replicas(stage.train.replicas);
   warn_of_placement(parts.ranks);
   parts.models = load_stage_models(parts.stage, start, parts.ranks);
   StageModels& models = parts.models;
   const ComputeType rollouts = rollout_type(stage);
   const bool differ = stage.algo.trains_on_rollouts() && rollouts != training_type(stage.run);
   const bool generates = stage.algo.trains_on_rollouts() || evaluates(stage);
-  if (differ || (generates && models.policy->shards() != nullptr))
+  if (differ || (generates && models.policy->needs_separate_rollouts()))
     models.policy->separate_rollouts(rollouts.compute, rollouts.weights);
   models.policy->publish(first_version);
   parts.counters.policy_version = first_version;
@@ -145,10 +145,7 @@ void StageSession::Parts::compare_ranks() const {
                           all[0], r, all[r], fix);
   };
   compare("training data", header.data_hash, "Give all ranks the same files.");
-  const std::shared_ptr<void> whole = models.policy->gathered();
-  const at::Tensor weights = models.policy->parameters().flat().cpu();
-  compare("model", xxh3_128_hex(weights.const_data_ptr(), weights.nbytes()),
-          "Give all ranks the same model directory.");
+  compare("model", models.start_hash, "Give all ranks the same model directory.");
 }
 
 void StageSession::Parts::warn_of_overlap() const {
@@ -280,7 +277,7 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
   for (AdamW* optimizer : {loop.optimizer, loop.critic_optimizer})
     if (optimizer != nullptr) optimizer->make_room();
   counters = load_counters(blob->second, loop);
-  incoming = HostState(loop);
+  incoming = HostState::room_for(loop);
   return incoming.entries();
 }
 
@@ -353,11 +350,12 @@ StageOutcome StageSession::run() {
 
 void StageSession::export_model(const std::string& path, at::ScalarType dtype) const {
   const Parts& parts = *parts_;
-  const std::shared_ptr<void> whole = parts.models.policy->gathered();
+  const std::shared_ptr<void> here = parts.models.policy->gathered();
+  const FlatParameters whole = parts.models.policy->joined();
   parts.ranks.lead([&] {
     FileSystem files;
     write_directory_atomically(files, path, [&](const std::string& folder) {
-      write_model_files(folder, parts.models.exported_config(parts.stage), parts.models.policy->parameters(), dtype);
+      write_model_files(folder, parts.models.exported_config(parts.stage), whole, dtype);
       parts.models.tokenizer->save(folder);
     });
   });

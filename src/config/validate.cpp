@@ -148,9 +148,17 @@ void check_train(const StageConfig& s, Messages* out) {
         format("train.replicas = {} are copies of a sharded model, and train.shard = \"none\" shards nothing. Set"
                " train.shard to \"optimizer\" or \"full\", or train.replicas to 1.",
                s.train.replicas));
-  if (s.train.ranks > 1 && s.train.ranks % s.train.replicas != 0)
-    out->push_back(format("train.ranks = {} cannot be dealt out to train.replicas = {} evenly. Give a divisor.",
-                          s.train.ranks, s.train.replicas));
+  if (s.train.ranks > 1 && s.train.ranks % s.train.tensor_parallel != 0)
+    out->push_back(
+        format("train.ranks = {} cannot be grouped by train.tensor_parallel = {}. Make train.ranks a multiple of it.",
+               s.train.ranks, s.train.tensor_parallel));
+  else if (s.train.ranks > 1 && s.train.ranks / s.train.tensor_parallel % s.train.replicas != 0)
+    out->push_back(format("train.ranks = {}{} cannot be dealt out to train.replicas = {} evenly. Give a divisor.",
+                          s.train.ranks,
+                          s.train.tensor_parallel == 1
+                              ? std::string()
+                              : format(" in groups of train.tensor_parallel = {}", s.train.tensor_parallel),
+                          s.train.replicas));
   if (s.algo.num_minibatches > per_step)
     out->push_back(
         format("algo.num_minibatches = {} is more than a step's {} completions (train.num_prompts_per_step = {})."

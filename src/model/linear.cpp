@@ -13,9 +13,13 @@ using torch::autograd::variable_list;
 
 bool records_gradient(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
 
-// dy → gradient of x; adds the weights' own gradients.
+// dy → gradient of x; adds the weights' own gradients. What is summed over ranks travels meanwhile.
 at::Tensor backward_product(const at::Tensor& dy_any, const at::Tensor& x, const LinearWeights& weights) {
   const at::Tensor dy = dy_any.to(x.scalar_type());
+  const bool shared = weights.output_ranks != nullptr;
+  const at::Tensor dx = weights.backward.multiply(dy, shared ? at::kFloat : x.scalar_type());
+  CommHandle sum;
+  if (shared) sum = weights.output_ranks->all_reduce("gradient of a layer's input", dx);
   if (weights.weight_grad.defined()) {
     at::Tensor grad = weights.weight_grad;
     accumulate_outer_product(dy, x, grad);
@@ -24,7 +28,21 @@ at::Tensor backward_product(const at::Tensor& dy_any, const at::Tensor& x, const
     at::Tensor grad = weights.bias_grad;
     grad.add_(dy_any.sum(0, /*keepdim=*/false, at::kFloat));
   }
-  return weights.backward.multiply(dy, x.scalar_type());
+  sum.wait();
+  return dx.to(x.scalar_type());
+}
+
+// out + x · Wᵀ (+ bias), in place.
+at::Tensor add_product(at::Tensor out, const at::Tensor& x, const LinearWeights& weights) {
+  if (weights.input_ranks == nullptr) {
+    weights.forward.multiply_add(x, out);
+  } else {
+    const at::Tensor product = weights.forward.multiply(x, at::kFloat);
+    weights.input_ranks->all_reduce("a layer's output", product).wait();
+    out.add_(product);
+  }
+  if (weights.bias.defined()) out.add_(weights.bias);
+  return out;
 }
 
 // The weights outlive the graph: the model owns them, and a graph lives for one micro-batch.
@@ -46,10 +64,7 @@ struct LinearAdd : torch::autograd::Function<LinearAdd> {
                             const LinearWeights* weights) {
     context->save_for_backward({x});
     context->saved_data["weights"] = reinterpret_cast<int64_t>(weights);
-    at::Tensor out = residual.clone();
-    weights->forward.multiply_add(x, out);
-    if (weights->bias.defined()) out.add_(weights->bias);
-    return out;
+    return add_product(residual.clone(), x, *weights);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto& weights = *reinterpret_cast<const LinearWeights*>(context->saved_data["weights"].toInt());
@@ -75,12 +90,7 @@ at::Tensor linear(const at::Tensor& x, const LinearWeights& weights, at::ScalarT
 }
 
 at::Tensor linear_add(const at::Tensor& residual, const at::Tensor& x, const LinearWeights& weights) {
-  if (!records_gradient(x)) {
-    at::Tensor out = residual;
-    weights.forward.multiply_add(x, out);
-    if (weights.bias.defined()) out.add_(weights.bias);
-    return out;
-  }
+  if (!records_gradient(x)) return add_product(residual, x, weights);
   TEMPER_CHECK(weights.backward.defined(), "this model was loaded for generation only");
   return LinearAdd::apply(residual, x, &weights);
 }

@@ -5,6 +5,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include "comm/communicator.h"
 #include "model/matmul.h"
 
 namespace temper {
@@ -16,9 +17,17 @@ struct LinearWeights {
   at::Tensor weight_grad;  // [N, K] f32 or undefined
   at::Tensor bias_grad;    // [N] f32 or undefined
 
+  // Tensor parallelism (tensor_parallel.h). Other ranks hold the other outputs: backward sums the gradient of x over
+  // them. Or they hold the other inputs: forward sums the product. Null: everything is here.
+  Communicator* output_ranks = nullptr;
+  Communicator* input_ranks = nullptr;
+  int64_t first_output = 0;   // of the whole matrix
+  int64_t total_outputs = 0;  // 0: those that are here
+
   // weight [N, K] and bias [N] (may be undefined) are the f32 masters. REQUIRES: a trainable one is not int8.
   void load(const at::Tensor& weight, const at::Tensor& bias_master, at::ScalarType compute, bool trainable,
             WeightFormat format = WeightFormat::kCompute);
+  int64_t num_outputs() const { return total_outputs > 0 ? total_outputs : forward.num_outputs(); }
 };
 
 // x [T, K] → x · Wᵀ + bias [T, N] in out_dtype. Differentiable in x; adds to weight_grad and bias_grad in its backward.

@@ -5,6 +5,7 @@
 #include <torch/custom_class.h>
 
 #include "core/error.h"
+#include "model/tensor_parallel.h"
 
 namespace temper {
 namespace {
@@ -26,8 +27,19 @@ void for_each_piece(int64_t rows, Function function) {
   for (int64_t begin = 0; begin < rows; begin += kRows) function(begin, std::min(kRows, rows - begin));
 }
 
+// [rows, V] over the whole vocabulary; ranks that share the head put it together from their columns.
 at::Tensor logits_of(const at::Tensor& hidden, const LinearWeights& head, int64_t begin, int64_t rows) {
-  return head.forward.multiply(hidden.narrow(0, begin, rows), at::kFloat);
+  const at::Tensor own = head.forward.multiply(hidden.narrow(0, begin, rows), at::kFloat);
+  if (head.output_ranks == nullptr) return own;
+  const int num_ranks = head.output_ranks->size();
+  const int64_t widest = (head.num_outputs() + num_ranks - 1) / num_ranks;
+  const at::Tensor sent = at::constant_pad_nd(own, {0, widest - own.size(1)}).contiguous();
+  const at::Tensor all = at::empty({num_ranks, rows, widest}, own.options());
+  head.output_ranks->all_gather("parts of the logits", sent, all).wait();
+  std::vector<at::Tensor> columns;
+  for (int r = 0; r < num_ranks; ++r)
+    columns.push_back(all[r].narrow(1, 0, TensorPart{r, num_ranks}.length(head.num_outputs())));
+  return at::cat(columns, 1);
 }
 
 at::Tensor compute(const at::Tensor& hidden, const at::Tensor& teacher_hidden, const Problem& problem) {
@@ -62,11 +74,17 @@ struct Loss : torch::autograd::Function<Loss> {
         const at::AutoGradMode record(true);
         problem->loss(logits, teacher_logits).backward(grad.narrow(0, begin, rows));
       }
-      const at::Tensor dlogits = logits.grad().to(hidden.scalar_type());
+      const at::Tensor dlogits =
+          logits.grad()
+              .narrow(1, problem->head->first_output, problem->head->forward.num_outputs())
+              .to(hidden.scalar_type())
+              .contiguous();
       at::Tensor weight_grad = problem->head->weight_grad, part = hidden_grad.narrow(0, begin, rows);
       accumulate_outer_product(dlogits, hidden.narrow(0, begin, rows), weight_grad);
       problem->head->backward.multiply_add(dlogits, part);
     });
+    if (problem->head->output_ranks != nullptr)
+      problem->head->output_ranks->all_reduce("gradient of the head's input", hidden_grad).wait();
     return {hidden_grad.to(hidden.scalar_type()), at::Tensor(), at::Tensor()};
   }
 };
@@ -77,8 +95,8 @@ at::Tensor logits_loss(const at::Tensor& hidden, const LinearWeights& head, cons
                        const LinearWeights& teacher_head, LogitsLoss loss) {
   TEMPER_CHECK(hidden.size(0) == teacher_hidden.size(0), "{} rows of the student, {} of the teacher", hidden.size(0),
                teacher_hidden.size(0));
-  TEMPER_CHECK(head.forward.num_outputs() == teacher_head.forward.num_outputs(), "vocabularies of {} and {}",
-               head.forward.num_outputs(), teacher_head.forward.num_outputs());
+  TEMPER_CHECK(head.num_outputs() == teacher_head.num_outputs(), "vocabularies of {} and {}", head.num_outputs(),
+               teacher_head.num_outputs());
   auto problem = c10::make_intrusive<Problem>();
   problem->head = &head;
   problem->teacher_head = &teacher_head;

@@ -15,7 +15,8 @@ namespace temper {
 using LogitsLoss = std::function<at::Tensor(const at::Tensor& student, const at::Tensor& teacher)>;
 
 // Hidden states after the final norm [n, hidden_size], of the same tokens; the teacher's width may differ. Returns [n]
-// f32, differentiable by `hidden`; backward also adds to head.weight_grad.
+// f32, differentiable by `hidden`; backward also adds to head.weight_grad. Either head may be shared among ranks, which
+// then all call this.
 at::Tensor logits_loss(const at::Tensor& hidden, const LinearWeights& head, const at::Tensor& teacher_hidden,
                        const LinearWeights& teacher_head, LogitsLoss loss);
 

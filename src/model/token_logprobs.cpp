@@ -48,8 +48,26 @@ struct LogprobResult {
   at::Tensor logprobs, entropies, logsumexp;  // [n] f32; logsumexp of logits / temperature
 };
 
-// Each block's log-sum-exp and entropy, then the whole distribution's from them: with p_b the block's share of the
-// probability, H = sum_b p_b (H_b - log p_b).
+// Parts of a row's distribution become the whole's: with p_b the part's share of the probability,
+// H = sum_b p_b (H_b - log p_b). logsumexps, entropies [n, parts].
+LogprobResult combine(const at::Tensor& target_logits, const at::Tensor& logsumexps, const at::Tensor& entropies) {
+  LogprobResult result;
+  result.logsumexp = combine_logsumexp(logsumexps);
+  const at::Tensor log_share = logsumexps - result.logsumexp.unsqueeze(1);
+  result.entropies = (log_share.exp() * (entropies - log_share)).sum(1);
+  result.logprobs = target_logits - result.logsumexp;
+  return result;
+}
+
+// The ranks hold parts of the vocabulary: what each found about its own, [n] each, put together in their order.
+LogprobResult combine_ranks(const at::Tensor& target_logits, const LogprobResult& own, Communicator& ranks) {
+  const int64_t rows = target_logits.size(0);
+  const at::Tensor mine = at::stack({target_logits, own.logsumexp, own.entropies});
+  const at::Tensor all = at::empty({ranks.size(), 3, rows}, mine.options());
+  ranks.all_gather("parts of the log-probabilities", mine, all).wait();
+  return combine(all.select(1, 0).sum(0), all.select(1, 1).t().contiguous(), all.select(1, 2).t().contiguous());
+}
+
 LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const LinearWeights& head,
                       double temperature) {
   at::Tensor buffer = block_buffer(hidden, head);
@@ -63,13 +81,8 @@ LogprobResult compute(const at::Tensor& hidden, const at::Tensor& targets, const
     sums.push_back(statistics.logsumexp);
     entropies.push_back(statistics.entropy);
   });
-  const at::Tensor block_sums = at::stack(sums, 1);  // [n, blocks]
-  LogprobResult result;
-  result.logsumexp = combine_logsumexp(block_sums);
-  const at::Tensor log_share = block_sums - result.logsumexp.unsqueeze(1);
-  result.entropies = (log_share.exp() * (at::stack(entropies, 1) - log_share)).sum(1);
-  result.logprobs = target_logits - result.logsumexp;
-  return result;
+  const LogprobResult own = combine(target_logits, at::stack(sums, 1), at::stack(entropies, 1));
+  return head.output_ranks == nullptr ? own : combine_ranks(target_logits, own, *head.output_ranks);
 }
 
 struct Logprobs : torch::autograd::Function<Logprobs> {
@@ -103,6 +116,7 @@ struct Logprobs : torch::autograd::Function<Logprobs> {
       accumulate_outer_product(dlogits, hidden, weight_grad);
       head.backward.multiply_add_inputs(dlogits, begin, hidden_grad);  // += dlogits · W[begin:end]
     });
+    if (head.output_ranks != nullptr) head.output_ranks->all_reduce("gradient of the head's input", hidden_grad).wait();
     return {hidden_grad.to(hidden.scalar_type()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
@@ -111,7 +125,7 @@ struct Logprobs : torch::autograd::Function<Logprobs> {
 
 TokenLogprobs token_logprobs(const at::Tensor& hidden, const at::Tensor& given_targets, const LinearWeights& head,
                              double temperature, bool entropy_gradient) {
-  const at::Tensor targets = given_targets.to(hidden.device());
+  const at::Tensor targets = given_targets.to(hidden.device()) - head.first_output;
   TEMPER_CHECK(hidden.size(0) == targets.size(0) && temperature > 0, "{} rows, {} targets", hidden.size(0),
                targets.size(0));
   if (hidden.size(0) == 0) return {hidden.new_zeros({0}, at::kFloat), hidden.new_zeros({0}, at::kFloat)};

@@ -1,5 +1,6 @@
 // Log-probabilities of given tokens without ever holding [tokens x vocabulary]: the head's product, log-softmax, gather
-// and entropy run over blocks of the vocabulary, and the backward pass computes each block again.
+// and entropy run over blocks of the vocabulary, and the backward pass computes each block again. Where ranks share the
+// head (LinearWeights::output_ranks), each runs over its own part and all get the whole vocabulary's numbers.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "model/elementwise.h"
+#include "model/tensor_parallel.h"
 
 namespace temper {
 namespace {
@@ -13,26 +14,56 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// Rows of the table as f32. Ids outside of it belong to other ranks' parts of the vocabulary.
+at::Tensor look_up(const at::Tensor& table, const at::Tensor& ids, Communicator* ranks) {
+  if (ranks == nullptr) return table.index_select(0, ids).to(at::kFloat);
+  const at::Tensor elsewhere = ids.lt(0).logical_or_(ids.ge(table.size(0)));
+  const at::Tensor rows = table.index_select(0, ids.clamp(0, table.size(0) - 1)).to(at::kFloat);
+  rows.masked_fill_(elsewhere.unsqueeze(1), 0);
+  ranks->all_reduce("embedding", rows).wait();
+  return rows;
+}
+
 // Rows of the embedding as f32; backward adds to the embedding's gradient, or hands the rows to the hook. `anchor` is a
 // scalar that requires a gradient: it puts the graph's beginning on the tape, since no other input does.
 struct Embed : torch::autograd::Function<Embed> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& token_ids,
-                            const at::Tensor& table, const at::Tensor& table_grad,
-                            const Transformer::LookupHook* hook) {
-    context->save_for_backward({token_ids});
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& ids,
+                            const at::Tensor& table, const at::Tensor& table_grad, const Transformer::LookupHook* hook,
+                            Communicator* ranks) {
+    context->save_for_backward({ids});
     context->saved_data["grad"] = table_grad;
     context->saved_data["hook"] = reinterpret_cast<int64_t>(hook);
-    return table.index_select(0, token_ids).to(at::kFloat);
+    context->saved_data["shared"] = ranks != nullptr;
+    return look_up(table, ids, ranks);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto& hook = *reinterpret_cast<const Transformer::LookupHook*>(context->saved_data["hook"].toInt());
-    const at::Tensor token_ids = context->get_saved_variables()[0];
+    at::Tensor ids = context->get_saved_variables()[0], rows = grads[0];
     at::Tensor table_grad = context->saved_data["grad"].toTensor();
+    if (context->saved_data["shared"].toBool()) {
+      const at::Tensor here = ids.ge(0).logical_and_(ids.lt(table_grad.size(0))).nonzero().squeeze(1);
+      ids = ids.index_select(0, here);
+      rows = rows.index_select(0, here);
+    }
     if (hook)
-      hook(token_ids, grads[0]);
+      hook(ids, rows);
     else
-      table_grad.index_add_(0, token_ids, grads[0]);
-    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+      table_grad.index_add_(0, ids, rows);
+    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// What every rank uses for a part of the heads: backward sums its gradient over them.
+struct SharedWeight : torch::autograd::Function<SharedWeight> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& weight, Communicator* ranks) {
+    context->saved_data["ranks"] = reinterpret_cast<int64_t>(ranks);
+    return weight.view_as(weight);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    auto& ranks = *reinterpret_cast<Communicator*>(context->saved_data["ranks"].toInt());
+    const at::Tensor sum = grads[0].clone(at::MemoryFormat::Contiguous);
+    ranks.all_reduce("gradient of the heads' norms", sum).wait();
+    return {sum, at::Tensor()};
   }
 };
 
@@ -145,6 +176,21 @@ const char* head_name(const ModelConfig& config) {
 
 }  // namespace
 
+void Transformer::share_layers(const ModelConfig& whole, Communicator& ranks) {
+  const TensorPart part{ranks.rank(), ranks.size()};
+  TEMPER_CHECK(config_.num_heads == part.length(whole.num_heads) && config_.vocab_size == part.length(whole.vocab_size),
+               "{} heads and {} tokens are not the part of rank {}", config_.num_heads, config_.vocab_size, part.rank);
+  ranks_ = &ranks;
+  first_token_ = part.begin(whole.vocab_size);
+  for (Block& block : blocks_) {
+    block.qkv.output_ranks = block.gate_up.output_ranks = ranks_;
+    block.output.input_ranks = block.down.input_ranks = ranks_;
+  }
+  head_.output_ranks = ranks_;
+  head_.first_output = first_token_;
+  head_.total_outputs = whole.vocab_size;
+}
+
 void Transformer::load(const FlatParameters& masters, PolicyVersion version) {
   load_ends(masters, version);
   for (int64_t i = 0; i < config_.num_layers; ++i) {
@@ -235,10 +281,18 @@ void Transformer::set_gradients(const FlatParameters& gradients) {
 }
 
 at::Tensor Transformer::embed(const at::Tensor& token_ids) const {
-  if (!at::GradMode::is_enabled() || !embedding_grad_.defined())
-    return embedding_.index_select(0, token_ids).to(at::kFloat);
+  const at::Tensor ids = ranks_ == nullptr ? token_ids : token_ids - first_token_;
+  if (!at::GradMode::is_enabled() || !embedding_grad_.defined()) return look_up(embedding_, ids, ranks_);
   const at::Tensor anchor = at::zeros({}).requires_grad_(true);
-  return Embed::apply(anchor, token_ids, embedding_, embedding_grad_, &lookup_hook_);
+  return Embed::apply(anchor, ids, embedding_, embedding_grad_, &lookup_hook_, ranks_);
+}
+
+// The norms of q's and k's heads, as a block's pass uses them.
+std::pair<at::Tensor, at::Tensor> Transformer::head_norms(const Block& block) const {
+  const bool shared = ranks_ != nullptr && block.q_norm.defined();
+  if (!shared || !at::GradMode::is_enabled() || !block.q_norm.requires_grad()) return {block.q_norm, block.k_norm};
+  const at::Tensor both = SharedWeight::apply(at::stack({block.q_norm, block.k_norm}), ranks_);
+  return {both.select(0, 0), both.select(0, 1)};
 }
 
 at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Tensor& positions,
@@ -247,9 +301,10 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
   const int64_t tokens = hidden.size(0), heads = config_.num_heads + 2 * config_.num_kv_heads;
 
   const at::Tensor x = rms_norm(hidden, block.input_norm, config_.rms_norm_eps, compute_);
+  const auto [q_norm, k_norm] = head_norms(block);
   const at::Tensor qkv = norm_rope_qkv(linear(x, block.qkv, compute_).view({tokens, heads, config_.head_dim}),
-                                       config_.num_heads, config_.num_kv_heads, block.q_norm, block.k_norm,
-                                       config_.rms_norm_eps, rope_.cos, rope_.sin, positions);
+                                       config_.num_heads, config_.num_kv_heads, q_norm, k_norm, config_.rms_norm_eps,
+                                       rope_.cos, rope_.sin, positions);
   const at::Tensor mixed = attention(index, qkv);  // [T, H, D]
   hidden = linear_add(hidden, mixed.view({tokens, config_.q_size()}), block.output);
 
@@ -287,6 +342,7 @@ at::Tensor Transformer::values(const at::Tensor& hidden) const {
 
 at::Tensor Transformer::logits(const at::Tensor& hidden) const {
   at::NoGradGuard no_grad;
+  TEMPER_CHECK(ranks_ == nullptr, "the vocabulary is shared among {} ranks", ranks_->size());
   return head_.forward.multiply(hidden, at::kFloat);
 }
 

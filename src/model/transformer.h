@@ -6,8 +6,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <utility>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "core/rollout_types.h"
 #include "model/linear.h"
 #include "model/model_config.h"
@@ -26,6 +28,11 @@ class Transformer {
   // head; the embedding stays in the compute dtype. device: of everything that it holds and computes.
   Transformer(ModelConfig config, at::ScalarType compute, bool trainable, WeightFormat weights = WeightFormat::kCompute,
               at::Device device = at::kCPU);
+
+  // This model is one rank's part of a larger one (tensor_parallel.h), whose layers the ranks compute together: every
+  // rank makes the same calls, hidden states are the same on all. It gives log-probabilities, but no logits. `whole`:
+  // the larger model. Before load().
+  void share_layers(const ModelConfig& whole, Communicator& ranks);
 
   // Rounds the f32 masters (on any device) to the compute dtype and packs them; the masters are not kept.
   void load(const FlatParameters& masters, PolicyVersion version);
@@ -60,7 +67,7 @@ class Transformer {
 
   // token_ids, positions [T] int64, on any device → after the final norm, [T, hidden_size] in the compute dtype.
   at::Tensor hidden_states(const at::Tensor& token_ids, const at::Tensor& positions, const Attention& attention) const;
-  // hidden [n, hidden_size] → [n, vocab_size] f32, without gradient.
+  // hidden [n, hidden_size] → [n, vocab_size] f32, without gradient. REQUIRES: the whole vocabulary is here.
   at::Tensor logits(const at::Tensor& hidden) const;
   // hidden [n, hidden_size] → the value head's numbers [n] f32, differentiable. REQUIRES: config().value_head.
   at::Tensor values(const at::Tensor& hidden) const;
@@ -85,6 +92,7 @@ class Transformer {
 
   void load_norm(NormWeight& norm, const FlatParameters& masters, const std::string& name) const;
   at::Tensor embed(const at::Tensor& token_ids) const;
+  std::pair<at::Tensor, at::Tensor> head_norms(const Block& block) const;
   at::Tensor run_block(int64_t index, at::Tensor hidden, const at::Tensor& positions, const Attention& attention) const;
 
   ModelConfig config_;
@@ -98,8 +106,10 @@ class Transformer {
   BlockStream stream_;  // empty: all blocks are loaded
   PolicyVersion version_ = 0;
   RopeTable rope_;
-  at::Tensor embedding_;       // [vocab, hidden] compute dtype
-  at::Tensor embedding_grad_;  // [vocab, hidden] f32
+  Communicator* ranks_ = nullptr;  // that share the layers; null: none
+  int64_t first_token_ = 0;        // of the vocabulary's part that is here
+  at::Tensor embedding_;           // [vocab, hidden] compute dtype
+  at::Tensor embedding_grad_;      // [vocab, hidden] f32
   std::vector<Block> blocks_;
   NormWeight final_norm_;
   LinearWeights head_;  // not loaded without lm_head

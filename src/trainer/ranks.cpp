@@ -8,6 +8,7 @@
 #include "comm/wire_format.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "model/tensor_parallel.h"
 #include "trainer/adamw.h"
 
 namespace temper {
@@ -39,20 +40,34 @@ at::Tensor slice(const at::Tensor& flat, const FlatRange& range) { return flat.n
 
 }  // namespace
 
-Ranks Ranks::with_replicas(int64_t count) const {
-  if (count == 1 || size() == 1) return *this;
+Ranks Ranks::with_tensor_parallel(int64_t count) const {
+  if (count == 1) return *this;
   if (size() % count != 0)
     throw ConfigError(
-        "train.replicas = {}: {} ranks cannot be dealt out evenly. Give a divisor of the number of ranks.", count,
-        size());
-  const int group_size = size() / static_cast<int>(count);
+        "train.tensor_parallel = {}: {} cannot be grouped so. Start a multiple of {} (train.ranks), or give a divisor.",
+        count, size() == 1 ? "1 rank" : format("{} ranks", size()), count);
+  const int width = static_cast<int>(count);
   Ranks ranks = *this;
-  ranks.group_ = comm_->split(rank() / group_size, rank());
-  ranks.peers_ = comm_->split(rank() % group_size, rank());
+  ranks.tensor_ = comm_->split(rank() / width, rank());
+  ranks.data_ = comm_->split(rank() % width, rank());
   return ranks;
 }
 
-Ranks Ranks::shard_group() const { return group_ ? Ranks(group_) : *this; }
+Ranks Ranks::with_replicas(int64_t count) const {
+  const Ranks data = data_parallel();
+  if (count == 1 || data.size() == 1) return *this;
+  if (data.size() % count != 0)
+    throw ConfigError(
+        "train.replicas = {}: {} ranks cannot be dealt out evenly. Give a divisor of the number of ranks.", count,
+        data.size());
+  const int group_size = data.size() / static_cast<int>(count);
+  Ranks ranks = *this;
+  ranks.group_ = data.comm_->split(data.rank() / group_size, data.rank());
+  ranks.peers_ = data.comm_->split(data.rank() % group_size, data.rank());
+  return ranks;
+}
+
+Ranks Ranks::shard_group() const { return group_ ? Ranks(group_) : data_parallel(); }
 
 void Ranks::sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) const {
   if (!peers_ || !plan.is_sharded()) return;
@@ -64,26 +79,30 @@ void Ranks::sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) con
 
 std::vector<int64_t> Ranks::own(const StepBatch& batch, const std::vector<int64_t>& completions,
                                 bool whole_groups) const {
-  if (size() == 1) return completions;
+  const Ranks data = data_parallel();
+  if (data.size() == 1) return completions;
   std::vector<Unit> units = units_of(batch, completions, /*whole_groups=*/true);
-  if (!whole_groups && static_cast<int64_t>(units.size()) < 2 * size()) units = units_of(batch, completions, false);
+  if (!whole_groups && static_cast<int64_t>(units.size()) < 2 * data.size())
+    units = units_of(batch, completions, false);
   std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.rows > b.rows; });
-  std::vector<int64_t> work(static_cast<size_t>(size()), 0), own;
+  std::vector<int64_t> work(static_cast<size_t>(data.size()), 0), own;
   for (const Unit& unit : units) {
     const auto least = std::min_element(work.begin(), work.end()) - work.begin();
     work[static_cast<size_t>(least)] += unit.rows;
-    if (least == rank()) own.insert(own.end(), unit.completions.begin(), unit.completions.end());
+    if (least == data.rank()) own.insert(own.end(), unit.completions.begin(), unit.completions.end());
   }
   std::sort(own.begin(), own.end());
   return own;
 }
 
 void Ranks::fill_in(const at::Tensor& numbers) const {
-  if (size() > 1 && numbers.numel() > 0) comm_->all_reduce("token numbers", numbers).wait();
+  const Ranks data = data_parallel();
+  if (data.size() > 1 && numbers.numel() > 0) data.comm_->all_reduce("token numbers", numbers).wait();
 }
 
 MetricSums Ranks::merge(const MetricSums& own) const {
-  if (size() == 1) return own;
+  const Ranks data = data_parallel();
+  if (data.size() == 1) return own;
   WireWriter writer;
   for (const MetricSum& entry : own.entries()) {
     writer.text(entry.name);
@@ -93,7 +112,7 @@ MetricSums Ranks::merge(const MetricSums& own) const {
     writer.number(static_cast<uint8_t>(entry.logged));
   }
   MetricSums all;
-  for (const std::string& text : comm_->gather_texts("metrics", writer.take())) {
+  for (const std::string& text : data.comm_->gather_texts("metrics", writer.take())) {
     WireReader reader(text);
     while (!reader.at_end()) {
       MetricSum entry;
@@ -240,15 +259,34 @@ void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, c
   for (CommHandle& handle : sent) handle.wait();
 }
 
-double global_norm(const Ranks& ranks, const ShardPlan& plan, const at::Tensor& flat) {
-  if (!plan.is_sharded()) return global_norm(flat);
+namespace {
+
+// What of a rank's own ranges counts in a sum over all ranks: the first rank of a tensor-parallel group speaks for what
+// all of the group hold.
+std::vector<FlatRange> counted_ranges(const std::vector<FlatRange>& owned, const FlatParameters& layout,
+                                      const Communicator* tensor_group) {
+  if (tensor_group == nullptr || tensor_group->rank() == 0) return owned;
+  std::vector<FlatRange> counted;
+  for (const FlatRange& range : owned)
+    for (const ParameterSpec& spec : layout.specs()) {
+      const FlatRange piece{std::max(range.begin, spec.offset), std::min(range.end, spec.offset + spec.num_elements())};
+      if (piece.begin < piece.end && split_dimension(spec.name)) counted.push_back(piece);
+    }
+  return counted;
+}
+
+}  // namespace
+
+double global_norm(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients) {
+  if (!plan.is_sharded() && ranks.tensor_group() == nullptr) return global_norm(gradients.flat());
   double squares = 0;
-  for (const FlatRange& range : plan.owned()) {
-    const double norm = global_norm(flat.narrow(0, range.begin, range.size()));
+  for (const FlatRange& range : counted_ranges(plan.owned(), gradients, ranks.tensor_group())) {
+    const double norm = global_norm(slice(gradients.flat(), range));
     squares += norm * norm;
   }
   const at::Tensor total = at::full({1}, squares, at::kDouble);
-  ranks.communicator()->all_reduce("gradient norm", total).wait();
+  if (plan.is_sharded()) ranks.shard_group().communicator()->all_reduce("gradient norm", total).wait();
+  if (ranks.tensor_group() != nullptr) ranks.tensor_group()->all_reduce("gradient norm", total).wait();
   return std::sqrt(total.item<double>());
 }
 

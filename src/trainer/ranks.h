@@ -20,28 +20,37 @@ class Ranks {
   Ranks() = default;  // one rank, alone
   explicit Ranks(Communicator& communicator) : comm_(&communicator) {}
 
+  // All of them.
   int rank() const { return comm_ == nullptr ? 0 : comm_->rank(); }
   int size() const { return comm_ == nullptr ? 1 : comm_->size(); }
   bool leads() const { return rank() == 0; }
   Communicator* communicator() const { return comm_; }  // null: alone
+
+  // The same ranks in groups of `count` neighbours that compute each layer together (model/tensor_parallel.h): a group
+  // works as one data-parallel rank. A collective call, before with_replicas(); ConfigError where the groups would
+  // differ in size.
+  Ranks with_tensor_parallel(int64_t count) const;
+  Communicator* tensor_group() const { return tensor_.get(); }  // null: each rank computes alone
+  // One rank of each group: those that hold the same part of every layer as this one.
+  Ranks data_parallel() const { return data_ ? Ranks(data_) : *this; }
 
   // The same ranks as `count` replicas of the model: neighbours share one replica out among them, each the same parts
   // as its peers in the others (HSDP, Zhao et al. 2023, https://arxiv.org/abs/2304.11277). A collective call;
   // ConfigError where the replicas would differ in size.
   Ranks with_replicas(int64_t count) const;
   int num_replicas() const { return peers_ == nullptr ? 1 : peers_->size(); }
-  // The ranks that share this one's replica; all of them where there is one.
+  // The data-parallel ranks that share this one's replica; all of them where there is one.
   Ranks shard_group() const;
 
-  // Of these completions of the batch, the ones this rank computes: groups stay whole where they must (losses on pairs)
+  // Of these completions of the batch, the ones this data-parallel rank computes: groups stay whole where they must (losses on pairs)
   // or where there are enough of them; the longest first, each to the rank with the least work so far.
   std::vector<int64_t> own(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) const;
 
-  // numbers: each rank has filled its own entries, the others are zero; afterwards all ranks have all.
+  // numbers: each data-parallel rank has filled its own entries, the others are zero; afterwards all ranks have all.
   void fill_in(const at::Tensor& numbers) const;
   // What this rank owns of a sharded buffer becomes the sum over the replicas.
   void sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) const;
-  // The sums of all ranks, merged in their order.
+  // The sums of all data-parallel ranks, merged in their order.
   MetricSums merge(const MetricSums& own) const;
   void wait_for_all(const std::string& what) const;
   int64_t sum(int64_t value) const;
@@ -56,18 +65,20 @@ class Ranks {
   explicit Ranks(const std::shared_ptr<Communicator>& group) : comm_(group.get()), group_(group) {}
 
   Communicator* comm_ = nullptr;
-  // Where there are several replicas: the ranks of this one, and those with the same parts. Shared with the copies.
+  // Shared with the copies. With tensor parallelism: the ranks that hold the same parts, and those that hold the others.
+  std::shared_ptr<Communicator> data_, tensor_;
+  // Where there are several replicas: the ranks of this one, and those with the same parts.
   std::shared_ptr<Communicator> group_, peers_;
 };
 
-// Sums a model's gradients over the ranks, a block's as soon as its backward is done, so that the sums travel while the
+// Sums a model's gradients over the data-parallel ranks, a block's as soon as its backward is done, so that the sums travel while the
 // blocks below are computed. The embedding's goes first, as soon as the head (which may be the same matrix) has added
 // its part; what its lookups add is known last, and is few rows: those of the tokens in the micro-batch. With a sharded
 // plan each rank gets the sums of what it owns; elsewhere its buffer is void.
 class GradientSum {
  public:
   GradientSum(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients)
-      : ranks_(plan.is_sharded() ? ranks.shard_group() : ranks),
+      : ranks_(plan.is_sharded() ? ranks.shard_group() : ranks.data_parallel()),
         plan_(plan),
         flat_(gradients.flat()),
         embedding_(gradients["model.embed_tokens.weight"]),
@@ -104,7 +115,8 @@ void begin_gathering(const Ranks& ranks, const ShardPlan& plan, const std::strin
 // Every owner's part of the flat buffer reaches all ranks: weights after an update, moments before they are saved.
 void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat);
 
-// sqrt(sum of squares) of gradients that lie with their owners, or of the whole buffer where nothing is sharded.
-double global_norm(const Ranks& ranks, const ShardPlan& plan, const at::Tensor& flat);
+// sqrt(sum of squares) of a model's gradients that lie with their owners, or of the whole buffer where nothing is
+// sharded. What all ranks of a tensor-parallel group hold counts once. `ranks`: all.
+double global_norm(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients);
 
 }  // namespace temper

@@ -16,29 +16,32 @@ ShardedWeights::ShardedWeights(const Ranks& ranks, const FlatParameters& masters
       masters_(masters),
       gradients_(gradients),
       network_(network) {
-  network_.stream_blocks({.acquire = [this](int64_t block, int64_t next) { acquire(block, next, &network_); },
+  network_.stream_blocks({.acquire =
+                               [this](int64_t block, int64_t next) {
+                                 acquire(block, next, [this](int64_t b) { network_.load_block(b, masters_); });
+                               },
                           .release = [this](int64_t block) { network_.drop_block(block); },
                           .gradients_done = [this](int64_t block) { reduce(static_cast<size_t>(block) + 1); }});
   release();
 }
 
-void ShardedWeights::publish(PolicyVersion version, Transformer* copy) {
+void ShardedWeights::publish(PolicyVersion version, const Visit& copy) {
   const size_t last = plan_.segments().size() - 1;
   for (const size_t segment : {size_t{0}, last}) start_gather(segment);
   for (const size_t segment : {size_t{0}, last}) finish_gather(segment);
   network_.load_ends(masters_, version);
-  if (copy != nullptr) copy->load_ends(masters_, version);
+  if (copy) copy(-1);
   for (const size_t segment : {size_t{0}, last}) release_others(masters_.flat(), segment);
-  if (copy == nullptr) return;
+  if (!copy) return;
   for (int64_t block = 0; block < plan_.num_blocks(); ++block) acquire(block, block + 1, copy);
 }
 
-void ShardedWeights::acquire(int64_t block, int64_t next, Transformer* into) {
+void ShardedWeights::acquire(int64_t block, int64_t next, const Visit& visit) {
   const auto segment = static_cast<size_t>(block) + 1;
   if (!gathering_.contains(segment)) start_gather(segment);
   if (next >= 0 && next < plan_.num_blocks()) start_gather(static_cast<size_t>(next) + 1);
   finish_gather(segment);
-  if (into != nullptr) into->load_block(block, masters_);
+  if (visit) visit(block);
   release_others(masters_.flat(), segment);
 }
 
@@ -50,12 +53,12 @@ void ShardedWeights::end_pass() {
 }
 
 void ShardedWeights::idle_forward() {
-  for (int64_t block = 0; block < plan_.num_blocks(); ++block) acquire(block, block + 1, nullptr);
+  for (int64_t block = 0; block < plan_.num_blocks(); ++block) acquire(block, block + 1, {});
 }
 
 void ShardedWeights::idle_backward() {
   for (int64_t block = plan_.num_blocks() - 1; block >= 0; --block) {
-    acquire(block, block - 1, nullptr);
+    acquire(block, block - 1, {});
     reduce(static_cast<size_t>(block) + 1);
   }
 }

@@ -7,6 +7,7 @@
 //
 // Every rank makes the same passes in the same order: one that has no work idles through them.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -28,8 +29,10 @@ class ShardedWeights {
 
   const ShardPlan& plan() const { return plan_; }
 
-  // The masters as they are now become what is computed with, in `network` and, block by block, in `copy` (or null).
-  void publish(PolicyVersion version, Transformer* copy);
+  // Called with a block (-1: what lies before and behind the blocks) while its masters are all here.
+  using Visit = std::function<void(int64_t block)>;
+  // The masters as they are now become what is computed with; whoever keeps another copy (or nobody) visits them.
+  void publish(PolicyVersion version, const Visit& copy);
 
   // After a backward pass: the gradients outside the blocks go to their owners; all are with them when this returns.
   void end_pass();
@@ -45,8 +48,8 @@ class ShardedWeights {
   void release();
 
  private:
-  // Packs the block into a network, or (null) lets it go by.
-  void acquire(int64_t block, int64_t next, Transformer* into);
+  // Visits the block's masters, or (empty) lets them go by.
+  void acquire(int64_t block, int64_t next, const Visit& visit);
   void reduce(size_t segment);
   void finish_reduction(size_t segment);
   void start_gather(size_t segment);

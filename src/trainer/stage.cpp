@@ -79,7 +79,7 @@ void Stage::save(bool must_succeed) {
   const std::shared_ptr<void> policy_weights = parts_.loop.policy->gathered();
   const std::shared_ptr<void> critic_weights =
       parts_.loop.critic_optimizer != nullptr ? parts_.loop.critic->gathered() : nullptr;
-  CheckpointState state{parts_.header, HostState(parts_.loop).entries()};
+  CheckpointState state{parts_.header, HostState::of(parts_.loop).entries()};
   state.header.step = counters().step;
   state.header.policy_version = counters().policy_version;
   state.header.blobs["trainer"] = save_counters(counters(), parts_.loop);

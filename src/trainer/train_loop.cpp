@@ -163,7 +163,8 @@ MetricSums TrainLoop::run_mini_batch(const StepBatch& batch, const std::vector<i
   const int64_t idle_passes = num_idle_passes(micro_batches);
   for (size_t k = 0; k < micro_batches.size(); ++k) {
     // The last one completes the gradients: they are summed over the ranks while its backward goes on.
-    if (k + 1 == micro_batches.size() && at::GradMode::is_enabled() && policy_sum_ && parts_.ranks.size() > 1)
+    if (k + 1 == micro_batches.size() && at::GradMode::is_enabled() && policy_sum_ &&
+        parts_.ranks.data_parallel().size() > 1)
       parts_.policy->set_hooks(
           [this](int64_t block) { policy_sum_->block_done(block); },
           [this](const at::Tensor& ids, const at::Tensor& rows) { policy_sum_->looked_up(ids, rows); });
@@ -296,7 +297,7 @@ void TrainLoop::forget_gradients() const {
 void TrainLoop::apply_gradients(Update& update) {
   const bool own_critic = parts_.critic_optimizer != nullptr;
   const auto checked_norm = [&](const TrainerModel& model, const AdamW& optimizer, const char* whose) {
-    const double norm = global_norm(parts_.ranks.shard_group(), optimizer.plan(), model.gradients().flat());
+    const double norm = global_norm(parts_.ranks, optimizer.plan(), model.gradients());
     if (std::isfinite(norm)) return norm;
     forget_gradients();
     throw NumericsError(
@@ -384,8 +385,9 @@ void TrainLoop::report(const StepBatch& batch, const AdvantageReport& advantages
   if (algo.early_stop_kl > 0) record.set("training/stopped_early", update.stopped_early ? 1 : 0);
   add_batch_metrics(batch, counters_.policy_version - 1, record);
   const Ranks& ranks = parts_.ranks;
+  const Ranks data = ranks.data_parallel();
   if (ranks.size() > 1) record.set("timing_s/wait_for_ranks", update.wait_for_ranks_s);
-  add_throughput_metrics({ranks.sum(update.num_rows), ranks.sum(update.num_gradient_rows), batch.num_completion_tokens,
+  add_throughput_metrics({data.sum(update.num_rows), data.sum(update.num_gradient_rows), batch.num_completion_tokens,
                           parts_.peak_flops * ranks.size()},
                          parts_.policy->config(), record);
 }

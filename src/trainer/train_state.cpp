@@ -5,28 +5,44 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "model/tensor_parallel.h"
 
 namespace temper {
-HostState::HostState(const TrainLoopParts& parts) {
+
+HostState::HostState(const TrainLoopParts& parts, bool filled) : ranks_(parts.ranks) {
   const auto append_learner = [&](const std::string& prefix, const std::string& optim, const TrainerModel& model,
                                   const AdamW& optimizer) {
-    append(prefix, model.parameters());
-    append(optim + "exp_avg/", optimizer.exp_avg());
-    append(optim + "exp_avg_sq/", optimizer.exp_avg_sq());
+    append(prefix, model.parameters(), model.config(), filled);
+    append(optim + "exp_avg/", optimizer.exp_avg(), model.config(), filled);
+    append(optim + "exp_avg_sq/", optimizer.exp_avg_sq(), model.config(), filled);
   };
   append_learner("model/", "optim/", *parts.policy, *parts.optimizer);
   if (parts.critic_optimizer != nullptr)
     append_learner("critic/", "critic_optim/", *parts.critic, *parts.critic_optimizer);
 }
 
-void HostState::append(const std::string& group, const FlatParameters& tensors) {
-  const FlatParameters host = tensors.to(at::kCPU);
+FlatParameters HostState::on_host(const FlatParameters& tensors, const ModelConfig& model, bool filled) const {
+  Communicator* group = ranks_.tensor_group();
+  if (group == nullptr) return tensors.to(at::kCPU);
+  if (!filled) return FlatParameters(model);
+  // Every group has the same; that of the first rank puts it together.
+  if (ranks_.data_parallel().rank() > 0) return {};
+  FlatParameters whole = join_model(model, tensors, *group, at::kCPU);
+  return ranks_.leads() ? std::move(whole) : FlatParameters();
+}
+
+void HostState::append(const std::string& group, const FlatParameters& tensors, const ModelConfig& model, bool filled) {
+  const FlatParameters host = on_host(tensors, model, filled);
   for (const ParameterSpec& spec : host.specs()) entries_.push_back({group + spec.name, host[spec.name]});
-  if (!tensors.flat().is_cpu()) copies_.push_back({tensors.flat(), host.flat()});
+  if (!tensors.flat().is_cpu() || ranks_.tensor_group() != nullptr) copies_.push_back({tensors, host, model});
 }
 
 void HostState::put_back() const {
-  for (const Copy& copy : copies_) at::Tensor(copy.device).copy_(copy.host);
+  const Communicator* group = ranks_.tensor_group();
+  for (const Copy& copy : copies_)
+    at::Tensor(copy.own.flat())
+        .copy_(group == nullptr ? copy.host.flat()
+                                : part_parameters(copy.model, copy.host, {group->rank(), group->size()}).flat());
 }
 
 std::string save_counters(const TrainCounters& counters, const TrainLoopParts& parts) {

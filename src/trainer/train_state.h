@@ -9,12 +9,16 @@
 
 namespace temper {
 
-// The tensors where a checkpoint finds them: of a model on the CPU the memory itself, so that policy and optimiser must
-// stay put meanwhile; of one on a GPU copies, which put_back() returns after a checkpoint was read into them.
+// The whole model's tensors where a checkpoint finds them: of a model on the CPU the memory itself, so that policy and
+// optimiser must stay put meanwhile; of one on a GPU, or whose layers ranks share, copies, which put_back() returns
+// after a checkpoint was read into them.
 class HostState {
  public:
   HostState() = default;
-  explicit HostState(const TrainLoopParts& parts);
+  // To be saved. Where ranks share layers a collective call, and the state is the first rank's alone.
+  static HostState of(const TrainLoopParts& parts) { return HostState(parts, /*filled=*/true); }
+  // To be read into.
+  static HostState room_for(const TrainLoopParts& parts) { return HostState(parts, /*filled=*/false); }
 
   // "model/NAME", "optim/exp_avg/NAME", "optim/exp_avg_sq/NAME", NAME as in the safetensors file; of a critic with its
   // own backbone also "critic/NAME", "critic_optim/exp_avg/NAME", "critic_optim/exp_avg_sq/NAME".
@@ -22,11 +26,15 @@ class HostState {
   void put_back() const;
 
  private:
-  void append(const std::string& group, const FlatParameters& tensors);
+  HostState(const TrainLoopParts& parts, bool filled);
+  void append(const std::string& group, const FlatParameters& tensors, const ModelConfig& model, bool filled);
+  FlatParameters on_host(const FlatParameters& tensors, const ModelConfig& model, bool filled) const;
 
   struct Copy {
-    at::Tensor device, host;  // flat buffers
+    FlatParameters own, host;
+    ModelConfig model;
   };
+  Ranks ranks_;
   std::vector<TensorEntry> entries_;
   std::vector<Copy> copies_;
 };

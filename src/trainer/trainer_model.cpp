@@ -5,12 +5,27 @@
 #include <functional>
 
 #include "model/attention.h"
+#include "model/tensor_parallel.h"
 
 namespace temper {
 
+namespace {
+
+LoadedModel part_of(LoadedModel model, const Communicator* group) {
+  if (group == nullptr) return model;
+  check_tensor_parallel(model.config, group->size(), "the model");
+  const TensorPart part{group->rank(), group->size()};
+  return {part_config(model.config, part), part_parameters(model.config, model.parameters, part), model.stored_dtype};
+}
+
+}  // namespace
+
 TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable,
-                           at::Device device)
-    : network_(std::make_unique<Transformer>(model.config, compute, is_trainable, weights, device)) {
+                           at::Device device, Communicator* tensor_group)
+    : config_(model.config), tensor_group_(tensor_group) {
+  model = part_of(std::move(model), tensor_group_);
+  network_ = std::make_unique<Transformer>(model.config, compute, is_trainable, weights, device);
+  if (tensor_group_ != nullptr) network_->share_layers(config_, *tensor_group_);
   if (is_trainable) parameters_ = model.parameters.to(device);
   network_->load(is_trainable ? parameters_ : model.parameters, 0);
   if (!is_trainable) return;
@@ -20,7 +35,7 @@ TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightForm
 
 TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, Shard shard, const Ranks& ranks,
                                      at::Device device) {
-  TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true, device);
+  TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true, device, ranks.tensor_group());
   if (shard != Shard::kFull || ranks.shard_group().size() == 1) return made;
   made.shards_ =
       std::make_unique<ShardedWeights>(ranks.shard_group(), made.parameters_, made.gradients_, *made.network_);
@@ -28,8 +43,9 @@ TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, 
   return made;
 }
 
-TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights, at::Device device) {
-  return TrainerModel(std::move(model), compute, weights, false, device);
+TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights, at::Device device,
+                                  const Ranks& ranks) {
+  return TrainerModel(std::move(model), compute, weights, false, device, ranks.tensor_group());
 }
 
 void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weights) {
@@ -37,17 +53,31 @@ void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weight
 }
 
 void TrainerModel::publish(PolicyVersion version) {
+  const auto copy = [this, version](int64_t block) { load_rollouts(block, version); };
   if (shards_) {
-    shards_->publish(version, rollout_network_.get());
+    shards_->publish(version, rollout_network_ ? copy : ShardedWeights::Visit());
     return;
   }
   network_->load(parameters_, version);
-  if (rollout_network_) rollout_network_->load(parameters_, version);
+  if (!rollout_network_) return;
+  for (int64_t block = -1; block < config().num_layers; ++block) copy(block);
+}
+
+// One block, or (-1) the ends, of the masters as they are here; with shared layers the group's parts together.
+void TrainerModel::load_rollouts(int64_t block, PolicyVersion version) {
+  FlatParameters whole;
+  if (tensor_group_ != nullptr)
+    whole = join_parts(segment_layout(config_, block), parameters_, *tensor_group_, network_->device());
+  const FlatParameters& masters = tensor_group_ != nullptr ? whole : parameters_;
+  if (block < 0)
+    rollout_network_->load_ends(masters, version);
+  else
+    rollout_network_->load_block(block, masters);
 }
 
 void TrainerModel::refresh() {
   if (shards_)
-    shards_->publish(network_->version(), nullptr);
+    shards_->publish(network_->version(), {});
   else
     network_->load(parameters_, network_->version());
 }
@@ -63,9 +93,14 @@ std::shared_ptr<void> TrainerModel::gathered() const {
   return {nullptr, [shards = shards_.get()](void*) { shards->release(); }};
 }
 
+FlatParameters TrainerModel::joined() const {
+  return tensor_group_ == nullptr ? parameters_ : join_model(config_, parameters_, *tensor_group_, at::kCPU);
+}
+
 at::Tensor TrainerModel::hidden(const MicroBatch& micro) const {
   const auto attention = [this, segments = micro.packed.segments](int64_t, const at::Tensor& qkv) {
-    return packed_attention_qkv(qkv, config().num_heads, config().num_kv_heads, segments, network_->attention_scale());
+    const ModelConfig& here = network_->config();
+    return packed_attention_qkv(qkv, here.num_heads, here.num_kv_heads, segments, network_->attention_scale());
   };
   return network_->hidden_states(micro.packed.token_ids, micro.packed.positions, attention)
       .index_select(0, micro.packed.rows.to(network_->device()));

@@ -17,21 +17,24 @@ namespace temper {
 
 class TrainerModel {
  public:
-  // kFull: weights and gradients lie with their owners among the ranks (sharded_weights.h), and rollouts need a network
-  // of their own.
+  // kFull: weights and gradients lie with their owners among the ranks (sharded_weights.h). Where ranks share layers
+  // (ranks.tensor_group()), this one keeps its part of `model` (model/tensor_parallel.h), and the ranks of the group
+  // make the same calls. In both cases rollouts need a network of their own.
   static TrainerModel trainable(LoadedModel model, at::ScalarType compute, Shard shard = Shard::kNone,
                                 const Ranks& ranks = {}, at::Device device = at::kCPU);
   static TrainerModel frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights = WeightFormat::kCompute,
-                             at::Device device = at::kCPU);
+                             at::Device device = at::kCPU, const Ranks& ranks = {});
 
-  const ModelConfig& config() const { return network_->config(); }
+  const ModelConfig& config() const { return config_; }  // of the whole model
   const Transformer& network() const { return *network_; }
-  // f32 masters and the sums of their gradients, one layout. Undefined in a frozen model.
+  // f32 masters and the sums of their gradients, one layout: this rank's part. Undefined in a frozen model.
   const FlatParameters& parameters() const { return parameters_; }
   const FlatParameters& gradients() const { return gradients_; }
 
-  // From the next publish() on, rollouts have a network of their own. REQUIRES: trainable.
+  // From the next publish() on, rollouts have a network of their own, the whole model. REQUIRES: trainable.
   void separate_rollouts(at::ScalarType compute, WeightFormat weights);
+  // Training's network cannot generate.
+  bool needs_separate_rollouts() const { return shards_ != nullptr || tensor_group_ != nullptr; }
   const Transformer& rollout_network() const { return rollout_network_ ? *rollout_network_ : *network_; }
 
   // Training and rollouts compute with the masters as they are now, as version `version`.
@@ -43,8 +46,10 @@ class TrainerModel {
   ShardedWeights* shards() const { return shards_.get(); }
   // What this rank's parameters and gradients hold, and the optimiser updates.
   ShardPlan shard_plan(Shard shard, const Ranks& ranks) const;
-  // All parameters on all ranks, for as long as the result lives.
+  // All parameters of the part on all ranks, for as long as the result lives.
   std::shared_ptr<void> gathered() const;
+  // The whole model's, on the CPU where layers are shared (a collective call of their group), else parameters().
+  FlatParameters joined() const;
   void set_recompute(bool value) { network_->set_recompute(value); }
   void set_hooks(Transformer::BlockHook block, Transformer::LookupHook lookup) const {
     network_->set_block_hook(std::move(block));
@@ -63,8 +68,12 @@ class TrainerModel {
   at::Tensor values(const at::Tensor& hidden) const { return network_->values(hidden); }
 
  private:
-  TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable, at::Device device);
+  TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable, at::Device device,
+               Communicator* tensor_group);
+  void load_rollouts(int64_t block, PolicyVersion version);
 
+  ModelConfig config_;
+  Communicator* tensor_group_;            // of the ranks that share the layers; null: nobody does
   std::unique_ptr<Transformer> network_;  // at one address: the engine and autograd graphs hold it
   std::unique_ptr<Transformer> rollout_network_;
   FlatParameters parameters_;

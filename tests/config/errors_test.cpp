@@ -113,6 +113,14 @@ TEST(ConfigErrors, ReplicasNeedShardsAndADivisor) {
               HasSubstr("train.ranks = 4 cannot be dealt out to train.replicas = 3 evenly."));
 }
 
+TEST(ConfigErrors, TensorParallelGroupsTheRanks) {
+  EXPECT_THAT(error_of(kBase + "[train]\nranks = 3\ntensor_parallel = 2\n"),
+              HasSubstr("train.ranks = 3 cannot be grouped by train.tensor_parallel = 2. Make train.ranks a multiple"));
+  EXPECT_THAT(error_of(kBase + "[train]\nranks = 4\ntensor_parallel = 2\nreplicas = 4\nshard = \"full\"\n"),
+              HasSubstr("train.ranks = 4 in groups of train.tensor_parallel = 2 cannot be dealt out to train.replicas ="
+                        " 4 evenly."));
+}
+
 TEST(ConfigErrors, ValuesOutOfRangeSayWhatIsAllowed) {
   const std::pair<const char*, const char*> kCases[] = {
       {"train.max_steps=0", "train.max_steps = 0 is out of range. Allowed: 1 or greater."},

@@ -63,6 +63,39 @@ class Ranks(harness.Case):
                 if record["stage"] == "grpo" and record["step"] > 0:
                     self.assertEqual(record["sampling/sampling_logp_difference/max"], 0)
 
+    def test_two_ranks_share_each_layer(self):
+        harness.temper("run", "config.toml", "--run.name=one", cwd=self.folder, check=0)
+        one = self.losses("one")
+        shared = ["--train.ranks=2", "--train.tensor_parallel=2"]
+        harness.temper("run", "config.toml", "--run.name=two", *shared, cwd=self.folder, check=0)
+        two = self.losses("two")
+        self.assertEqual(len(one), len(two))
+        for a, b in zip(one[:20], two[:20]):  # sft: the same examples
+            self.assertAlmostEqual(a, b, delta=1e-4 * max(abs(a), 0.1))
+        for record in harness.metrics(self.run_path("two")):
+            if record["stage"] == "grpo" and record["step"] > 0:
+                self.assertLess(record["sampling/sampling_logp_difference/max"], 1e-3)
+        sizes = [{tensor: len(data) for tensor, data in harness.tensors(self.run_path(name) / "model" / "model.safetensors").items()}
+                 for name in ("one", "two")]
+        self.assertEqual(*sizes)
+
+    def test_shared_layers_stop_and_go_on_with_one_rank(self):
+        process = self.start("narrow", "--train.ranks=2", "--train.tensor_parallel=2", "--stage.grpo.train.max_steps=60")
+        self.wait_for_step("narrow", "grpo", 2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 75, err)
+        result = harness.temper("run", "config.toml", "--run.name=narrow", "--stage.grpo.train.max_steps=60", cwd=self.folder, check=0)
+        self.assertIn("resumed at step", result.err)
+
+    def test_layers_that_cannot_be_shared_are_refused(self):
+        result = harness.temper("run", "config.toml", "--run.name=three", "--train.ranks=3", "--train.tensor_parallel=3", cwd=self.folder, check=2)
+        self.assertIn("train.tensor_parallel = 3: it has 2 key/value heads", result.err)
+        result = harness.temper("run", "config.toml", "--run.name=three", "--train.ranks=3", "--train.tensor_parallel=2", cwd=self.folder, check=2)
+        self.assertIn("train.ranks = 3 cannot be grouped by train.tensor_parallel = 2", result.err)
+        result = harness.temper("run", "config.toml", "--run.name=three", "--train.tensor_parallel=2", cwd=self.folder, check=2)
+        self.assertIn("train.tensor_parallel = 2: 1 rank cannot be grouped so", result.err)
+
     def test_the_same_bits_run_after_run(self):
         for name in ("a", "b"):
             harness.temper("run", "config.toml", f"--run.name={name}", "--train.ranks=2", cwd=self.folder, check=0)

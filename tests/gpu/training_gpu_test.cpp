@@ -83,7 +83,7 @@ TEST_F(TrainingOnGpu, StateGoesToTheHostAndBack) {
   TrainLoop loop = fixture.loop(first_token_reward);
   loop.step();
   const TrainLoopParts parts = fixture.parts({});
-  const HostState state(parts);
+  const HostState state = HostState::of(parts);
   const at::Tensor before = fixture.policy->parameters().flat().clone();
   for (const TensorEntry& entry : state.entries()) EXPECT_TRUE(entry.tensor.is_cpu()) << entry.name;
   loop.step();

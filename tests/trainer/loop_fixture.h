@@ -9,13 +9,14 @@
 
 namespace temper {
 
-inline LoadedModel tiny_model(uint64_t seed = 5) {
+inline LoadedModel tiny_model(uint64_t seed = 5, const std::function<void(ModelInit&)>& shape = {}) {
   ModelInit init;
   init.family = "llama";
   init.hidden_size = 32;
   init.num_layers = 2;
   init.num_heads = 2;
   init.max_position_embeddings = 64;
+  if (shape) shape(init);
   LoadedModel model;
   model.config = new_model_config(init, {53, {}, {}, {}});
   model.parameters = FlatParameters(model.config);
@@ -30,7 +31,7 @@ using RewardOf = std::function<double(int64_t serial, int64_t completion)>;
 class Fixture {
  public:
   explicit Fixture(Preset preset, const std::function<void(StageConfig&)>& change = {}, const Ranks& ranks = {},
-                   at::Device device = at::kCPU) {
+                   at::Device device = at::kCPU, const std::function<void(ModelInit&)>& shape = {}) {
     config.name = "test";
     config.algo = algo_preset(preset);
     config.algo.whiten_advantages = config.algo.whitens();
@@ -45,17 +46,17 @@ class Fixture {
     const auto make_trainable = [&](LoadedModel model) {
       return TrainerModel::trainable(std::move(model), at::kFloat, config.train.shard, ranks, device);
     };
-    policy.emplace(make_trainable(with_heads(tiny_model(), !pairs_with_values, pairs_with_values || shared)));
+    policy.emplace(make_trainable(with_heads(tiny_model(5, shape), !pairs_with_values, pairs_with_values || shared)));
     policy->set_recompute(config.train.recompute);
-    reference.emplace(TrainerModel::frozen(tiny_model(6), at::kFloat, WeightFormat::kCompute, device));
-    teacher.emplace(TrainerModel::frozen(tiny_model(7), at::kFloat, WeightFormat::kCompute, device));
+    reference.emplace(TrainerModel::frozen(tiny_model(6, shape), at::kFloat, WeightFormat::kCompute, device, ranks));
+    teacher.emplace(TrainerModel::frozen(tiny_model(7, shape), at::kFloat, WeightFormat::kCompute, device, ranks));
     const AdamWSettings settings{config.optim.betas[0], config.optim.betas[1]};
     const auto make_optimizer = [&](const TrainerModel& model) {
       return std::make_unique<AdamW>(model.parameters(), settings, model.shard_plan(config.train.shard, ranks));
     };
     optimizer = make_optimizer(*policy);
     if (config.algo.needs_critic() && !shared) {
-      critic.emplace(make_trainable(with_heads(tiny_model(), false, true)));
+      critic.emplace(make_trainable(with_heads(tiny_model(5, shape), false, true)));
       critic_optimizer = make_optimizer(*critic);
     }
     AlgoContext context;
