@@ -80,7 +80,8 @@ void LinearWeights::load(const at::Tensor& weight, const at::Tensor& bias_master
   forward.pack(weight, compute, format);
   if (trainable && weight.is_cpu()) backward.pack_transposed(weight, compute);
   if (trainable && !weight.is_cpu()) backward = forward.transposed();
-  if (bias_master.defined()) bias = round_to(bias_master, compute);
+  // Never a view of the masters: their memory may be let go while the block is computed with (sharded weights).
+  if (bias_master.defined()) bias = round_to(bias_master, compute).clone();
 }
 
 at::Tensor linear(const at::Tensor& x, const LinearWeights& weights, at::ScalarType out_dtype) {
