@@ -123,7 +123,8 @@ double least_wait(const Ranks& ranks, double seconds) {
 
 Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ranks,
                 const std::function<double()>& link_busy_s) {
-  const Ranks ranks = all_ranks.with_tensor_parallel(what.config.train.tensor_parallel).with_replicas(what.config.train.replicas);
+  const Ranks ranks =
+      all_ranks.with_tensor_parallel(what.config.train.tensor_parallel).with_replicas(what.config.train.replicas);
   Trainer trainer(std::move(model), what.type, what.config, what.work, ranks);
   trainer.step();  // compiles kernels, touches memory
   ranks.wait_for_all("warm");

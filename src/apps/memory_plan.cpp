@@ -69,12 +69,12 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   MemoryPlan plan;
   plan.free_bytes = static_cast<double>(free_memory_bytes(training.device));
   // Sharded: a part of the moments, or of masters and gradients too, with two blocks packed at a time.
-  const auto ranks = std::max(1.0, static_cast<double>(stage.train.ranks) / tensor_parallel /
-                                        static_cast<double>(stage.train.replicas));
+  const auto ranks = std::max(
+      1.0, static_cast<double>(stage.train.ranks) / tensor_parallel / static_cast<double>(stage.train.replicas));
   const double moment_shards = stage.train.shard == Shard::kNone ? 1 : ranks;
   const double weight_shards = stage.train.shard == Shard::kFull ? ranks : 1;
-  const double ends = static_cast<double>(model.vocab_size * model.hidden_size) *
-                      (model.tie_word_embeddings ? 1 : 2) / tensor_parallel;
+  const double ends =
+      static_cast<double>(model.vocab_size * model.hidden_size) * (model.tie_word_embeddings ? 1 : 2) / tensor_parallel;
   const double packed = stage.train.shard == Shard::kFull && ranks > 1
                             ? ends + 2 * (parameters - ends) / static_cast<double>(model.num_layers)
                             : parameters;
@@ -89,8 +89,7 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   const double rollout_element = rollouts.compute == at::kBFloat16 ? 2 : 4;
   if (stage.algo.trains_on_rollouts() && (rollouts != training || tensor_parallel > 1)) {
     const double bytes = rollouts.weights == WeightFormat::kInt8 ? 1 : rollout_element;
-    plan.lines.push_back(
-        {"packed for rollouts", format("{} parameters x {} bytes", whole, bytes), bytes * whole});
+    plan.lines.push_back({"packed for rollouts", format("{} parameters x {} bytes", whole, bytes), bytes * whole});
   }
   if (stage.algo.needs_reference()) plan.lines.push_back({"reference", per_parameter(element), element * parameters});
   const auto frozen = [&](const char* what, const std::string& path, bool needed) {

@@ -17,7 +17,7 @@ namespace {
 constexpr std::string_view kClassifier = "ForSequenceClassification";
 
 struct ModelFacts {
-  ModelConfig body;  // read as a language model's
+  ModelConfig body;          // read as a language model's
   std::string architecture;  // empty: config.json does not say
   int64_t num_labels = 2;    // of a classifier; 2 where config.json does not say, as in transformers
   bool is_classifier() const { return architecture.ends_with(kClassifier); }
@@ -138,8 +138,8 @@ class Checker {
             place, use.path, facts.num_labels);
       vocab_size = facts.body.vocab_size;
       const StageConfig& stage = config_.stages[index];
-      const bool stays_whole = use.role == ModelRole::kReward ||
-                               (use.role == ModelRole::kTeacher && stage.rollout.teacher_share > 0);
+      const bool stays_whole =
+          use.role == ModelRole::kReward || (use.role == ModelRole::kTeacher && stage.rollout.teacher_share > 0);
       if (!stays_whole) check_tensor_parallel(facts.body, stage.train.tensor_parallel, place);
     }
     if (vocab_size != vocabularies_[index])

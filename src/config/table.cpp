@@ -276,8 +276,9 @@ void add_train(TableBuilder& table) {
       train.shard,
       "What is split over the ranks: nothing; AdamW's moments (ZeRO-1); or weights, gradients and moments (ZeRO-3),"
       " gathered block by block, which recomputes activations.");
-  TEMPER_KEY(train.tensor_parallel,
-             "Neighbouring ranks that share each layer: heads, MLP and vocabulary. Divides the model's key/value heads.")
+  TEMPER_KEY(
+      train.tensor_parallel,
+      "Neighbouring ranks that share each layer: heads, MLP and vocabulary. Divides the model's key/value heads.")
       .at_least(1);
   TEMPER_KEY(train.replicas,
              "Copies of the sharded model (HSDP): neighbouring ranks share one, and the copies sum their gradients.")

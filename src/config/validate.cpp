@@ -153,12 +153,11 @@ void check_train(const StageConfig& s, Messages* out) {
         format("train.ranks = {} cannot be grouped by train.tensor_parallel = {}. Make train.ranks a multiple of it.",
                s.train.ranks, s.train.tensor_parallel));
   else if (s.train.ranks > 1 && s.train.ranks / s.train.tensor_parallel % s.train.replicas != 0)
-    out->push_back(format("train.ranks = {}{} cannot be dealt out to train.replicas = {} evenly. Give a divisor.",
-                          s.train.ranks,
-                          s.train.tensor_parallel == 1
-                              ? std::string()
-                              : format(" in groups of train.tensor_parallel = {}", s.train.tensor_parallel),
-                          s.train.replicas));
+    out->push_back(format(
+        "train.ranks = {}{} cannot be dealt out to train.replicas = {} evenly. Give a divisor.", s.train.ranks,
+        s.train.tensor_parallel == 1 ? std::string()
+                                     : format(" in groups of train.tensor_parallel = {}", s.train.tensor_parallel),
+        s.train.replicas));
   if (s.algo.num_minibatches > per_step)
     out->push_back(
         format("algo.num_minibatches = {} is more than a step's {} completions (train.num_prompts_per_step = {})."

@@ -74,11 +74,10 @@ struct Loss : torch::autograd::Function<Loss> {
         const at::AutoGradMode record(true);
         problem->loss(logits, teacher_logits).backward(grad.narrow(0, begin, rows));
       }
-      const at::Tensor dlogits =
-          logits.grad()
-              .narrow(1, problem->head->first_output, problem->head->forward.num_outputs())
-              .to(hidden.scalar_type())
-              .contiguous();
+      const at::Tensor dlogits = logits.grad()
+                                     .narrow(1, problem->head->first_output, problem->head->forward.num_outputs())
+                                     .to(hidden.scalar_type())
+                                     .contiguous();
       at::Tensor weight_grad = problem->head->weight_grad, part = hidden_grad.narrow(0, begin, rows);
       accumulate_outer_product(dlogits, hidden.narrow(0, begin, rows), weight_grad);
       problem->head->backward.multiply_add(dlogits, part);

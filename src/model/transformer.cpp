@@ -302,9 +302,9 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
 
   const at::Tensor x = rms_norm(hidden, block.input_norm, config_.rms_norm_eps, compute_);
   const auto [q_norm, k_norm] = head_norms(block);
-  const at::Tensor qkv = norm_rope_qkv(linear(x, block.qkv, compute_).view({tokens, heads, config_.head_dim}),
-                                       config_.num_heads, config_.num_kv_heads, q_norm, k_norm, config_.rms_norm_eps,
-                                       rope_.cos, rope_.sin, positions);
+  const at::Tensor qkv =
+      norm_rope_qkv(linear(x, block.qkv, compute_).view({tokens, heads, config_.head_dim}), config_.num_heads,
+                    config_.num_kv_heads, q_norm, k_norm, config_.rms_norm_eps, rope_.cos, rope_.sin, positions);
   const at::Tensor mixed = attention(index, qkv);  // [T, H, D]
   hidden = linear_add(hidden, mixed.view({tokens, config_.q_size()}), block.output);
 

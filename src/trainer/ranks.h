@@ -42,8 +42,9 @@ class Ranks {
   // The data-parallel ranks that share this one's replica; all of them where there is one.
   Ranks shard_group() const;
 
-  // Of these completions of the batch, the ones this data-parallel rank computes: groups stay whole where they must (losses on pairs)
-  // or where there are enough of them; the longest first, each to the rank with the least work so far.
+  // Of these completions of the batch, the ones this data-parallel rank computes: groups stay whole where they must
+  // (losses on pairs) or where there are enough of them; the longest first, each to the rank with the least work so
+  // far.
   std::vector<int64_t> own(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) const;
 
   // numbers: each data-parallel rank has filled its own entries, the others are zero; afterwards all ranks have all.
@@ -65,16 +66,17 @@ class Ranks {
   explicit Ranks(const std::shared_ptr<Communicator>& group) : comm_(group.get()), group_(group) {}
 
   Communicator* comm_ = nullptr;
-  // Shared with the copies. With tensor parallelism: the ranks that hold the same parts, and those that hold the others.
+  // Shared with the copies. With tensor parallelism: the ranks that hold the same parts, and those that hold the
+  // others.
   std::shared_ptr<Communicator> data_, tensor_;
   // Where there are several replicas: the ranks of this one, and those with the same parts.
   std::shared_ptr<Communicator> group_, peers_;
 };
 
-// Sums a model's gradients over the data-parallel ranks, a block's as soon as its backward is done, so that the sums travel while the
-// blocks below are computed. The embedding's goes first, as soon as the head (which may be the same matrix) has added
-// its part; what its lookups add is known last, and is few rows: those of the tokens in the micro-batch. With a sharded
-// plan each rank gets the sums of what it owns; elsewhere its buffer is void.
+// Sums a model's gradients over the data-parallel ranks, a block's as soon as its backward is done, so that the sums
+// travel while the blocks below are computed. The embedding's goes first, as soon as the head (which may be the same
+// matrix) has added its part; what its lookups add is known last, and is few rows: those of the tokens in the
+// micro-batch. With a sharded plan each rank gets the sums of what it owns; elsewhere its buffer is void.
 class GradientSum {
  public:
   GradientSum(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients)

@@ -17,9 +17,9 @@ ShardedWeights::ShardedWeights(const Ranks& ranks, const FlatParameters& masters
       gradients_(gradients),
       network_(network) {
   network_.stream_blocks({.acquire =
-                               [this](int64_t block, int64_t next) {
-                                 acquire(block, next, [this](int64_t b) { network_.load_block(b, masters_); });
-                               },
+                              [this](int64_t block, int64_t next) {
+                                acquire(block, next, [this](int64_t b) { network_.load_block(b, masters_); });
+                              },
                           .release = [this](int64_t block) { network_.drop_block(block); },
                           .gradients_done = [this](int64_t block) { reduce(static_cast<size_t>(block) + 1); }});
   release();

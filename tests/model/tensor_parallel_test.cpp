@@ -92,9 +92,10 @@ TEST(TensorParts, AreRefusedWithTheNumbers) {
     check_tensor_parallel(shape(ModelFamily::kLlama, true), 2, "the model");
     FAIL() << "3 key/value heads for 2 ranks";
   } catch (const ConfigError& error) {
-    EXPECT_STREQ(error.what(),
-                 "train.tensor_parallel = 2: the model has 3 key/value heads (num_key_value_heads), which so many ranks "
-                 "cannot share evenly. Give a divisor of 3.");
+    EXPECT_STREQ(
+        error.what(),
+        "train.tensor_parallel = 2: the model has 3 key/value heads (num_key_value_heads), which so many ranks "
+        "cannot share evenly. Give a divisor of 3.");
   }
 }
 

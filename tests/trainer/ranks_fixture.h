@@ -69,7 +69,8 @@ inline std::vector<Course> train_on(const World& size, Preset preset, const Chan
       const auto comm = world.communicator(r);
       try {
         courses[static_cast<size_t>(r)] =
-            train(preset, change, Ranks(*comm).with_tensor_parallel(size.tensor_parallel).with_replicas(size.replicas), shape);
+            train(preset, change, Ranks(*comm).with_tensor_parallel(size.tensor_parallel).with_replicas(size.replicas),
+                  shape);
       } catch (const std::exception& error) {
         errors[static_cast<size_t>(r)] = error.what();
         comm->abort(error.what());
@@ -101,8 +102,8 @@ inline void expect_as_alone(const Case& test, const std::vector<World>& worlds) 
       for (size_t step = 0; step < alone.records.size(); ++step) {
         const double expected = number(alone.records[step], "loss");
         EXPECT_NEAR(number(course.records[step], "loss"), expected, 1e-5 * std::max(std::abs(expected), 0.1))
-            << test.name << ", " << world.ranks << " ranks, " << world.replicas << " replicas, " << world.tensor_parallel
-            << " to a layer, step " << step;
+            << test.name << ", " << world.ranks << " ranks, " << world.replicas << " replicas, "
+            << world.tensor_parallel << " to a layer, step " << step;
       }
       EXPECT_LE((course.after - alone.after).norm().item<double>(), 1e-3 * moved) << test.name;
       EXPECT_TRUE(at::equal(course.after, courses.front().after)) << "ranks differ";

@@ -40,6 +40,7 @@ INSTANTIATE_TEST_SUITE_P(
                s.critic.shared_backbone = true;
              }},
         Case{"full_dpo", Preset::kDpo, shard_everything},
+        Case{"full_sft_with_biases", Preset::kSft, shard_everything, [](ModelInit& init) { init.family = "qwen2"; }},
         Case{"full_reward_model", Preset::kRewardModel, shard_everything},
         Case{"grpo", Preset::kGrpo, [](StageConfig& s) { s.algo.kl_coef = 0.05; }},
         Case{"grpo_in_small_micro_batches", Preset::kGrpo,

@@ -55,11 +55,11 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"qwen2_grpo", Preset::kGrpo, with_kl(), four_heads("qwen2", false)},
                       Case{"qwen3_sft", Preset::kSft, {}, four_heads("qwen3", false)},
                       Case{"qwen3_grpo", Preset::kGrpo, with_kl(), four_heads("qwen3", true)},
-                      Case{"qwen3_recomputed", Preset::kGrpo,
-                           with_kl([](StageConfig& s) { s.train.recompute = true; }), four_heads("qwen3", true)},
+                      Case{"qwen3_recomputed", Preset::kGrpo, with_kl([](StageConfig& s) { s.train.recompute = true; }),
+                           four_heads("qwen3", true)},
                       Case{"ppo_with_a_critic", Preset::kPpo, with_kl(), four_heads("qwen3", false)},
-                      Case{"ppo_on_one_backbone", Preset::kPpo,
-                           [](StageConfig& s) { s.critic.shared_backbone = true; }, four_heads("llama", true)},
+                      Case{"ppo_on_one_backbone", Preset::kPpo, [](StageConfig& s) { s.critic.shared_backbone = true; },
+                           four_heads("llama", true)},
                       Case{"entropy_bonus", Preset::kGrpo, [](StageConfig& s) { s.algo.entropy_coef = 0.01; },
                            four_heads("llama", false)},
                       Case{"distill", Preset::kGkd, {}, four_heads("llama", false)},
@@ -115,11 +115,11 @@ std::vector<TensorEntry> saved_by(int num_ranks, int64_t tensor_parallel, Shard 
       const auto comm = world.communicator(r);
       try {
         const Ranks ranks = Ranks(*comm).with_tensor_parallel(tensor_parallel);
-        Fixture fixture(Preset::kPpo, [shard](StageConfig& s) { s.train.shard = shard; }, ranks, at::kCPU,
-                        four_heads(family, false));
-        TrainLoopParts parts = fixture.parts([&fixture](int64_t first, int64_t count) {
-          return fixture.groups(first, count, 4, first_token_reward);
-        });
+        Fixture fixture(
+            Preset::kPpo, [shard](StageConfig& s) { s.train.shard = shard; }, ranks, at::kCPU,
+            four_heads(family, false));
+        TrainLoopParts parts = fixture.parts(
+            [&fixture](int64_t first, int64_t count) { return fixture.groups(first, count, 4, first_token_reward); });
         parts.ranks = ranks;
         const auto optimizers = {parts.optimizer, parts.critic_optimizer};
         if (loaded.empty()) {
@@ -147,7 +147,8 @@ std::vector<TensorEntry> saved_by(int num_ranks, int64_t tensor_parallel, Shard 
   return saved;
 }
 
-// After one step the first moments are a tenth of the (clipped) gradients: those of every parameter, policy's and critic's.
+// After one step the first moments are a tenth of the (clipped) gradients: those of every parameter, policy's and
+// critic's.
 TEST(TensorParallel, EveryParametersGradientIsThatOfOneRank) {
   for (const char* family : {"llama", "qwen2", "qwen3"}) {
     const std::vector<TensorEntry> alone = saved_by(1, 1, Shard::kNone, {}, family);
@@ -164,8 +165,11 @@ TEST(TensorParallel, EveryParametersGradientIsThatOfOneRank) {
 TEST(TensorParallel, CheckpointsGoFromAnyNumberOfRanksToAnyOther) {
   const std::vector<TensorEntry> of_two = saved_by(2, 2, Shard::kNone, {});
   ASSERT_FALSE(of_two.empty());
-  const std::vector<std::tuple<int, int64_t, Shard>> worlds = {
-      {1, 1, Shard::kNone}, {2, 2, Shard::kNone}, {4, 2, Shard::kOptimizer}, {4, 2, Shard::kFull}, {4, 4, Shard::kNone}};
+  const std::vector<std::tuple<int, int64_t, Shard>> worlds = {{1, 1, Shard::kNone},
+                                                               {2, 2, Shard::kNone},
+                                                               {4, 2, Shard::kOptimizer},
+                                                               {4, 2, Shard::kFull},
+                                                               {4, 4, Shard::kNone}};
   for (const auto& [ranks, width, shard] : worlds) {
     const std::vector<TensorEntry> again = saved_by(ranks, width, shard, of_two);
     ASSERT_EQ(again.size(), of_two.size());
