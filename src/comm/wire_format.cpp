@@ -79,6 +79,7 @@ int64_t WireReader::length(size_t element_bytes) {
 void WireReader::copy(void* to, size_t count) {
   if (count > bytes_.size())
     throw FormatError("a message of another rank is cut short: {} bytes wanted, {} left.", count, bytes_.size());
+  if (count == 0) return;  // an empty vector has no address to copy to
   std::memcpy(to, bytes_.data(), count);
   bytes_.remove_prefix(count);
 }
