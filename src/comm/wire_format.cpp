@@ -9,9 +9,14 @@ namespace {
 
 template <class T>
 T checked_enum(uint8_t value, T last) {
-  if (value > static_cast<uint8_t>(last)) throw FormatError("a message of another rank has {} for a choice.", value);
+  if (value > static_cast<uint8_t>(last)) throw FormatError("a message has {} for a choice.", value);
   return static_cast<T>(value);
 }
+
+constexpr size_t kTextBytes = sizeof(int64_t);           // of an empty text or array
+constexpr size_t kCompletionBytes = 8 * kTextBytes + 1;  // of an empty completion
+
+}  // namespace
 
 void write_prompt(const Prompt& prompt, WireWriter& writer) {
   writer.number(prompt.serial);
@@ -33,12 +38,14 @@ Prompt read_prompt(WireReader& reader) {
   prompt.token_ids = reader.array<int32_t>();
   prompt.text = reader.text();
   prompt.answer = reader.text();
-  for (auto left = reader.number<int64_t>(); left > 0; --left) {
+  for (auto left = reader.length(2 * kTextBytes); left > 0; --left) {
     std::string name = reader.text();
     prompt.fields[std::move(name)] = reader.text();
   }
   return prompt;
 }
+
+namespace {
 
 void write_completion(const Completion& completion, WireWriter& writer) {
   writer.array(completion.token_ids);
@@ -68,11 +75,22 @@ Completion read_completion(WireReader& reader) {
 
 }  // namespace
 
+void write_completions(const std::vector<Completion>& completions, WireWriter& writer) {
+  writer.number(static_cast<int64_t>(completions.size()));
+  for (const Completion& completion : completions) write_completion(completion, writer);
+}
+
+std::vector<Completion> read_completions(WireReader& reader) {
+  std::vector<Completion> completions(static_cast<size_t>(reader.length(kCompletionBytes)));
+  for (Completion& completion : completions) completion = read_completion(reader);
+  return completions;
+}
+
 int64_t WireReader::length(size_t element_bytes) {
   const auto count = number<int64_t>();
   if (count < 0 || static_cast<uint64_t>(count) > bytes_.size() / element_bytes)
-    throw FormatError("a message of another rank is cut short: {} elements of {} bytes, {} bytes are left.", count,
-                      element_bytes, bytes_.size());
+    throw FormatError("a message is cut short: {} elements of {} bytes, {} bytes are left.", count, element_bytes,
+                      bytes_.size());
   return count;
 }
 
@@ -87,8 +105,7 @@ void WireReader::copy(void* to, size_t count) {
 void write_group(const RolloutGroup& group, WireWriter& writer) {
   write_prompt(group.prompt, writer);
   writer.number(static_cast<uint8_t>(group.purpose));
-  writer.number(static_cast<int64_t>(group.completions.size()));
-  for (const Completion& completion : group.completions) write_completion(completion, writer);
+  write_completions(group.completions, writer);
   writer.number(static_cast<uint8_t>(group.baseline_reward.has_value()));
   writer.number(group.baseline_reward.value_or(0));
   writer.number(group.margin);
@@ -98,7 +115,7 @@ RolloutGroup read_group(WireReader& reader) {
   RolloutGroup group;
   group.prompt = read_prompt(reader);
   group.purpose = checked_enum(reader.number<uint8_t>(), RolloutPurpose::kBaseline);
-  for (auto left = reader.number<int64_t>(); left > 0; --left) group.completions.push_back(read_completion(reader));
+  group.completions = read_completions(reader);
   const bool has_baseline = reader.number<uint8_t>() != 0;
   const auto baseline = reader.number<double>();
   if (has_baseline) group.baseline_reward = baseline;

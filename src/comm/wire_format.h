@@ -54,15 +54,20 @@ class WireReader {
     copy(values.data(), values.size() * sizeof(T));
     return values;
   }
+  // A count of things that take at least element_bytes each: FormatError where so many cannot be left.
+  int64_t length(size_t element_bytes);
   bool at_end() const { return bytes_.empty(); }
 
  private:
-  int64_t length(size_t element_bytes);
   void copy(void* to, size_t count);
 
   std::string_view bytes_;  // what is left
 };
 
+void write_prompt(const Prompt& prompt, WireWriter& writer);
+Prompt read_prompt(WireReader& reader);
+void write_completions(const std::vector<Completion>& completions, WireWriter& writer);
+std::vector<Completion> read_completions(WireReader& reader);
 void write_group(const RolloutGroup& group, WireWriter& writer);
 RolloutGroup read_group(WireReader& reader);
 
