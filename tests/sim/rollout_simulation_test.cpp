@@ -88,6 +88,8 @@ TEST_P(RolloutMutant, IsCaught) {
   FAIL() << "20,000 schedules without rule " << GetParam().name << " went well";
 }
 
+// Not among them: bound_by_staleness and drop_old_partials. Other rules hold what they hold (each lease's oldest
+// version; the check of a result's versions): 20,000 schedules go well without them.
 #define TEMPER_MUTANT(name) \
   Mutant { #name, &RolloutRules::name }
 INSTANTIATE_TEST_SUITE_P(
@@ -97,8 +99,7 @@ INSTANTIATE_TEST_SUITE_P(
                     TEMPER_MUTANT(requeue_late), TEMPER_MUTANT(requeue_of_lost_worker),
                     TEMPER_MUTANT(requeue_handed_back), TEMPER_MUTANT(requeue_dropped), TEMPER_MUTANT(requeue_unnamed),
                     TEMPER_MUTANT(bound_attempts), TEMPER_MUTANT(check_result_versions),
-                    TEMPER_MUTANT(check_result_shape), TEMPER_MUTANT(fresh_workers_only),
-                    TEMPER_MUTANT(drop_old_partials), TEMPER_MUTANT(log_before_ack), TEMPER_MUTANT(bound_by_staleness),
+                    TEMPER_MUTANT(check_result_shape), TEMPER_MUTANT(fresh_workers_only), TEMPER_MUTANT(log_before_ack),
                     TEMPER_MUTANT(bound_by_running), TEMPER_MUTANT(check_at_consumption), TEMPER_MUTANT(uncount_ended),
                     TEMPER_MUTANT(keep_slots), TEMPER_MUTANT(replay_own_history), TEMPER_MUTANT(drop_old_weights),
                     TEMPER_MUTANT(drop_old_leases), TEMPER_MUTANT(start_leases_once), TEMPER_MUTANT(wait_for_swap),
