@@ -17,7 +17,7 @@ from trl_add1 import accuracy, problems
 
 
 def token_ids(tokenizer, completion):
-    """The completion's tokens; its text may have been written by other tokens, which is rare and counted."""
+    """The completion's tokens; its text may have been written by other tokens, which is rare: tokens beside tokens_run shows it."""
     ids = tokenizer(completion["text"], add_special_tokens=False)["input_ids"]
     return ids + ([tokenizer.eos_token_id] if completion["finish_reason"] == "stop" else [])
 
@@ -73,7 +73,6 @@ def main():
         groups.setdefault(group["step"], []).append(group)
     for step, record in sorted(steps.items()):
         loss, tokens = step_loss(model, tokenizer, groups[step], arguments.dtype == "bf16")
-        norm = 0.0
         if loss is not None:
             loss.backward()
         for parameter in model.parameters():  # a step without spread still moves on its momentum

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build with its tests (needs no GPU), tests labelled
-# gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether
-# it ran; record the result with its date in docs/reliability.md.
+# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build with its tests (needs no
+# GPU), tests labelled gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), tokenizer and transformers parity and the
+# openai client on the real model, the quickstart. Each part says whether it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0

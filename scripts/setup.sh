@@ -2,6 +2,7 @@
 # Installs what Temper needs on Debian 12 (or a near relative) and is missing. Repeatable, asks nothing.
 #   scripts/setup.sh            build and test dependencies, and LibTorch (CPU build; the CUDA build where an NVIDIA GPU is)
 #   scripts/setup.sh --python   also the Python packages that only benches, fixtures and fetch_smollm2.sh use (in .deps/python)
+#   scripts/setup.sh --slurm    also Slurm's daemons, which scripts/slurm/mini_cluster.sh starts
 #   scripts/setup.sh --peers    also llama.cpp for bench/compare_rollout.py, compiled for this machine (minutes)
 # Where things go: system packages by apt; LibTorch in .deps/libtorch (or give TEMPER_TORCH=DIR, an existing one).
 set -euo pipefail
@@ -25,6 +26,7 @@ apt_packages() {
     python3 python3-pip python3-venv
     libopenmpi-dev openmpi-bin libhdf5-dev libspdlog-dev libcxxopts-dev libtomlplusplus-dev nlohmann-json3-dev
     libpcre2-dev libutf8proc-dev libxxhash-dev libzstd-dev libzmq3-dev libcpp-httplib-dev libgtest-dev libgmock-dev libnuma1)
+  [ "${1:-}" != "--slurm" ] || wanted+=(slurm-wlm slurmd slurmctld slurm-client munge libpmix-dev)
   local missing=() package
   for package in "${wanted[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
@@ -97,7 +99,7 @@ llama_cpp() {
 }
 
 mkdir -p "$DEPS"
-apt_packages
+apt_packages "${1:-}"
 libtorch
 case "${1:-}" in --python | --peers) python_packages ;; esac
 [ "${1:-}" != "--peers" ] || llama_cpp

@@ -12,19 +12,6 @@ readonly NODES=(n1 n2 n3 n4)
 say() { printf '[mini_cluster] %s\n' "$*"; }
 fail() { printf '[mini_cluster] error: %s\n' "$*" >&2; exit 1; }
 
-packages() {
-  local wanted=(slurm-wlm slurmd slurmctld slurm-client munge libpmix-dev) missing=() package
-  for package in "${wanted[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-  done
-  [ ${#missing[@]} = 0 ] && return
-  command -v apt-get >/dev/null || fail "no apt-get here. Install the equivalents of: ${missing[*]}"
-  say "installing ${missing[*]}"
-  apt-get update -qq || fail "apt-get update failed. Check the network and /etc/apt/sources.list."
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
-    fail "apt-get install failed for: ${missing[*]}"
-}
-
 # cred_expire shortens the hold of a requeued job, which is 120 s otherwise.
 configure() {
   if [ -e "$CONF" ] && ! grep -q "$MARK" "$CONF"; then fail "$CONF is a real cluster's. The mini cluster is for machines without one."; fi
@@ -83,7 +70,7 @@ start_node() {  # start_node NODE: slurmd in a mount namespace with its own /tmp
     exec slurmd -N '"$1" || fail "slurmd of $1 does not start. Look at $STATE/slurmd.$1.log."
 }
 
-# Everything that descends from the node's slurmd, the step daemons and their tasks included: they hold the spool folder's name.
+# Everything that descends from the node's slurmd, the step daemons and their tasks included: it lives in its mount namespace.
 kill_node() {
   local pid; pid="$(cat "/run/slurmd.$1.pid" 2>/dev/null || true)"
   local namespace=""
@@ -97,7 +84,7 @@ kill_node() {
 }
 
 up() {
-  packages
+  "$CHECKOUT/scripts/setup.sh" --slurm
   configure
   start_munge
   pgrep -x slurmctld >/dev/null || slurmctld -c || fail "slurmctld does not start. Look at $STATE/slurmctld.log."

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <ctime>
-#include <fstream>
 
 #include "apps/bench.h"
 #include "apps/bench_model.h"
 #include "apps/gemm_limit.h"
 #include "core/clock.h"
+#include "core/process.h"
 #include "core/rng.h"
 #include "core/system_memory.h"
 #include "model/device.h"
@@ -114,15 +114,10 @@ double occupancy(const Run& run, int64_t max_num_seqs) {
 
 // Seconds since the kernel made this process.
 double process_age_s() {
-  std::ifstream file("/proc/self/stat");
-  std::string text;
-  std::getline(file, text);
-  text = text.substr(text.rfind(')') + 2);  // the name before it may hold spaces
-  for (int field = 3; field < 22; ++field) text = text.substr(text.find(' ') + 1);
   timespec now{};
   clock_gettime(CLOCK_BOOTTIME, &now);
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 -
-         std::stod(text) / static_cast<double>(sysconf(_SC_CLK_TCK));
+         static_cast<double>(process_start_ticks(getpid())) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
 double first_token_age_s(Engine& engine, const Workload& work, int64_t vocab) {

@@ -1,13 +1,12 @@
 #include "apps/rank_world.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <set>
 
 #include "apps/model_source.h"
 #include "comm/nccl_communicator.h"
 #include "core/log.h"
+#include "core/process.h"
 #include "model/device.h"
 
 namespace temper {
@@ -43,9 +42,7 @@ void warn_of_spread_group(const std::vector<std::string>& machines, size_t group
 
 void warn_of_placement(const Ranks& ranks) {
   if (ranks.num_replicas() == 1 && ranks.tensor_group() == nullptr) return;
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  const std::vector<std::string> machines = ranks.communicator()->gather_texts("machines", name);
+  const std::vector<std::string> machines = ranks.communicator()->gather_texts("machines", host_name());
   if (!ranks.leads()) return;
   if (ranks.tensor_group() != nullptr)
     warn_of_spread_group(machines, static_cast<size_t>(ranks.tensor_group()->size()), "share each layer",

@@ -93,6 +93,7 @@ struct ChannelCredit {
   uint64_t taken = 0, told = 0;    // by us of its frames; of that, what it has been told
 
   bool may_send(uint64_t bytes) const { return sent - told_us + bytes <= window; }
+  bool should_tell(int64_t own_window) const { return taken - told >= static_cast<uint64_t>(own_window) / 4; }
   bool learn(uint64_t taken_bytes) {  // false: a lie
     if (taken_bytes > sent || taken_bytes < told_us) return false;
     told_us = taken_bytes;

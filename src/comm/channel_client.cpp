@@ -142,8 +142,7 @@ std::optional<ChannelMessage> ChannelClient::take() {
   ZmqMessage frame;
   while (dealer_ && dealer_->receive(frame)) {
     if (frame.has_more()) {
-      for (bool more = true; more; more = frame.has_more())
-        if (!dealer_->receive(frame)) break;
+      dealer_->skip_rest(frame);
       ++counters_.refused[static_cast<size_t>(FrameFault::kParts)];
       continue;
     }
@@ -180,7 +179,7 @@ std::optional<ChannelMessage> ChannelClient::accept(ZmqMessage message) {
   if (frame.header.type == kCredit) return std::nullopt;
   if (frame.header.type < kFirstApplicationType) return refused(FrameFault::kType);
   credit_.taken += message.bytes().size();
-  if (credit_.taken - credit_.told >= static_cast<uint64_t>(settings_.window_bytes) / 4) send_frame(kCredit, {});
+  if (credit_.should_tell(settings_.window_bytes)) send_frame(kCredit, {});
   ++counters_.frames_received;
   counters_.bytes_received += static_cast<int64_t>(frame.payload.size());
   return ChannelMessage(0, frame.header.type, std::move(message));

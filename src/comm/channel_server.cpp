@@ -112,8 +112,7 @@ std::optional<ChannelMessage> ChannelServer::take() {
   while (router_->receive(routing_id)) {
     if (!routing_id.has_more() || !router_->receive(frame)) continue;
     if (frame.has_more()) {
-      for (bool more = true; more; more = frame.has_more())
-        if (!router_->receive(frame)) break;
+      router_->skip_rest(frame);
       note_fault(FrameFault::kParts, routing_id.bytes(), "a message of several parts");
       continue;
     }
@@ -152,7 +151,7 @@ std::optional<ChannelMessage> ChannelServer::accept(std::string_view routing_id,
     return std::nullopt;
   }
   credit.taken += message.bytes().size();
-  if (credit.taken - credit.told >= static_cast<uint64_t>(settings_.window_bytes) / 4)
+  if (credit.should_tell(settings_.window_bytes))
     send_frame(routing_id, &credit, kCredit, {});  // told again with the next frame where its queue is full
   ++counters_.frames_received;
   counters_.bytes_received += static_cast<int64_t>(frame.payload.size());

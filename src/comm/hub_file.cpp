@@ -2,32 +2,14 @@
 
 #include <unistd.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "core/error.h"
 #include "core/files.h"
+#include "core/process.h"
 
 namespace temper {
 namespace {
-
-std::string host_name() {
-  char name[256] = {};
-  ::gethostname(name, sizeof name - 1);
-  return name;
-}
-
-// Field 22 of /proc/PID/stat; -1 where there is no such process. The name, field 2, may hold spaces and parentheses.
-int64_t process_start_ticks(int64_t pid) {
-  std::ifstream file(format("/proc/{}/stat", pid));
-  std::string text;
-  if (!std::getline(file, text)) return -1;
-  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 1)));
-  std::string field;
-  for (int number = 3; number <= 22; ++number) fields >> field;
-  return fields ? std::strtoll(field.c_str(), nullptr, 10) : -1;
-}
 
 template <class T>
 T value_of(const nlohmann::json& json, const char* name, const std::string& path) {

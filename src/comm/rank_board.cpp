@@ -5,11 +5,11 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/process.h"
 
 namespace temper {
 namespace {
@@ -25,25 +25,10 @@ struct Status {
 
 std::string path_of(const std::string& folder, int rank) { return format("{}/rank_{}.status", folder, rank); }
 
-std::string host_name() {
-  char name[64] = {};
-  gethostname(name, sizeof name - 1);
-  return name;
-}
-
-// The state letter of a process of this machine; '?': there is none.
-char process_state(int64_t pid) {
-  std::ifstream file(format("/proc/{}/stat", pid));
-  std::string text;
-  if (!std::getline(file, text)) return '?';
-  const size_t name_end = text.rfind(')');
-  return name_end + 2 < text.size() ? text[name_end + 2] : '?';
-}
-
 std::string describe(const Status& status) {
   std::string text = format("last: \"{}\", operation {}, {} s ago", status.name, status.sequence,
                             static_cast<int64_t>(seconds_since_epoch() - status.time));
-  if (status.host != host_name()) return text + format("; on {}", status.host);
+  if (status.host != host_name().substr(0, sizeof status.host - 1)) return text + format("; on {}", status.host);
   switch (process_state(status.pid)) {
     case 'T':
     case 't':

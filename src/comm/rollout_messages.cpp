@@ -16,13 +16,6 @@ constexpr size_t kHeaderBytes = 32;
 constexpr size_t kChecksumAt = 24;
 constexpr size_t kMaxNameBytes = 1024;  // of a worker's name and identities
 
-template <class Enum>
-Enum read_enum(WireReader& reader, Enum last) {
-  const auto value = reader.number<uint8_t>();
-  if (value > static_cast<uint8_t>(last)) throw FormatError("a message has {} for a choice.", int{value});
-  return static_cast<Enum>(value);
-}
-
 bool read_bool(WireReader& reader) {
   const auto value = reader.number<uint8_t>();
   if (value > 1) throw FormatError("a message has {} for yes or no.", int{value});
@@ -174,7 +167,7 @@ void read_body(WireReader& reader, Welcome& welcome) {
 }
 
 void read_body(WireReader& reader, Refusal& refusal) {
-  refusal.reason = read_enum(reader, RefusalReason::kUnknownWorker);
+  refusal.reason = reader.choice(RefusalReason::kUnknownWorker);
   refusal.text = reader.text();
 }
 
@@ -184,7 +177,7 @@ void read_body(WireReader& reader, Lease& lease) {
   lease.oldest_version = read_at_least(reader, 0, "a policy version");
   lease.exact = read_bool(reader);
   lease.timeout_ms = read_at_least(reader, 1, "a lease's time");
-  lease.purpose = read_enum(reader, RolloutPurpose::kBaseline);
+  lease.purpose = reader.choice(RolloutPurpose::kBaseline);
   lease.num_completions = reader.number<int32_t>();
   if (lease.num_completions < 1) throw FormatError("a lease asks for {} completions.", lease.num_completions);
   lease.sampling = read_sampling(reader);
@@ -196,7 +189,7 @@ void read_body(WireReader& reader, CancelLease& cancel) { cancel.lease = reader.
 
 void read_body(WireReader& reader, Ack& ack) {
   ack.lease = reader.number<int64_t>();
-  ack.verdict = read_enum(reader, ResultVerdict::kInvalid);
+  ack.verdict = reader.choice(ResultVerdict::kInvalid);
 }
 
 void read_body(WireReader& reader, WeightsAvailable& available) {

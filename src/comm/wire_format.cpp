@@ -7,12 +7,6 @@
 namespace temper {
 namespace {
 
-template <class T>
-T checked_enum(uint8_t value, T last) {
-  if (value > static_cast<uint8_t>(last)) throw FormatError("a message has {} for a choice.", value);
-  return static_cast<T>(value);
-}
-
 constexpr size_t kTextBytes = sizeof(int64_t);           // of an empty text or array
 constexpr size_t kCompletionBytes = 8 * kTextBytes + 1;  // of an empty completion
 
@@ -67,7 +61,7 @@ Completion read_completion(WireReader& reader) {
   completion.policy_versions = reader.array<PolicyVersion>();
   completion.mask = reader.array<uint8_t>();
   completion.text = reader.text();
-  completion.finish_reason = checked_enum(reader.number<uint8_t>(), FinishReason::kAborted);
+  completion.finish_reason = reader.choice(FinishReason::kAborted);
   completion.rewards = reader.array<double>();
   completion.error = reader.text();
   return completion;
@@ -94,9 +88,15 @@ int64_t WireReader::length(size_t element_bytes) {
   return count;
 }
 
+uint8_t WireReader::choice_up_to(uint8_t last) {
+  const auto value = number<uint8_t>();
+  if (value > last) throw FormatError("a message has {} for a choice.", int{value});
+  return value;
+}
+
 void WireReader::copy(void* to, size_t count) {
   if (count > bytes_.size())
-    throw FormatError("a message of another rank is cut short: {} bytes wanted, {} left.", count, bytes_.size());
+    throw FormatError("a message is cut short: {} bytes wanted, {} left.", count, bytes_.size());
   if (count == 0) return;  // an empty vector has no address to copy to
   std::memcpy(to, bytes_.data(), count);
   bytes_.remove_prefix(count);
@@ -114,7 +114,7 @@ void write_group(const RolloutGroup& group, WireWriter& writer) {
 RolloutGroup read_group(WireReader& reader) {
   RolloutGroup group;
   group.prompt = read_prompt(reader);
-  group.purpose = checked_enum(reader.number<uint8_t>(), RolloutPurpose::kBaseline);
+  group.purpose = reader.choice(RolloutPurpose::kBaseline);
   group.completions = read_completions(reader);
   const bool has_baseline = reader.number<uint8_t>() != 0;
   const auto baseline = reader.number<double>();

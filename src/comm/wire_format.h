@@ -54,12 +54,18 @@ class WireReader {
     copy(values.data(), values.size() * sizeof(T));
     return values;
   }
+  // One of an enum's values, as a byte; FormatError beyond `last`.
+  template <class Enum>
+  Enum choice(Enum last) {
+    return static_cast<Enum>(choice_up_to(static_cast<uint8_t>(last)));
+  }
   // A count of things that take at least element_bytes each: FormatError where so many cannot be left.
   int64_t length(size_t element_bytes);
   bool at_end() const { return bytes_.empty(); }
 
  private:
   void copy(void* to, size_t count);
+  uint8_t choice_up_to(uint8_t last);
 
   std::string_view bytes_;  // what is left
 };

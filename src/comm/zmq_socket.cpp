@@ -141,6 +141,11 @@ bool ZmqSocket::receive(ZmqMessage& message) {
   throw CommError("zmq_msg_recv failed: {}.", zmq_strerror(zmq_errno()));
 }
 
+void ZmqSocket::skip_rest(ZmqMessage& message) {
+  while (message.has_more() && receive(message)) {
+  }
+}
+
 void wait_readable(std::initializer_list<const ZmqSocket*> sockets, std::initializer_list<int> files,
                    std::chrono::steady_clock::time_point deadline) {
   std::array<zmq_pollitem_t, 4> items{};

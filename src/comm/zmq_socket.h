@@ -61,6 +61,7 @@ class ZmqSocket {
   ZmqSend send(std::string_view bytes, bool more);
   ZmqSend send(ZmqMessage& message, bool more);  // moves it out where it is sent
   bool receive(ZmqMessage& message);             // false: nothing is there
+  void skip_rest(ZmqMessage& message);           // its further parts
   void* handle() const { return handle_; }
 
  private:

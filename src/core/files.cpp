@@ -12,6 +12,7 @@
 #include <fstream>
 
 #include "core/error.h"
+#include "core/process.h"
 
 namespace temper {
 namespace {
@@ -134,9 +135,7 @@ FileLock::FileLock(const std::string& path) : descriptor_(::open(path.c_str(), O
     throw ConfigError("{}: this run directory is in use by {}. Wait for it, stop it, or choose another --run.name.",
                       path, name.empty() ? "another process" : name);
   }
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof host - 1);
-  const std::string text = format("host {} pid {}\n", host, ::getpid());
+  const std::string text = format("host {} pid {}\n", host_name(), ::getpid());
   if (::ftruncate(descriptor_, 0) != 0 || !write_all(descriptor_, text)) { /* the lock holds without its label */
   }
 }

@@ -14,6 +14,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "core/log.h"
+#include "core/process.h"
 
 namespace temper {
 namespace {
@@ -60,12 +61,10 @@ std::string bytes_field(int number, std::string_view value) {
 std::string event_file_name() {
   const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
   const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(since_epoch).count();
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof host - 1);
   char name[512];
   std::snprintf(name, sizeof name, "events.out.tfevents.%010lld.%06lld.%s.%d",
-                static_cast<long long>(microseconds / 1000000), static_cast<long long>(microseconds % 1000000), host,
-                static_cast<int>(::getpid()));
+                static_cast<long long>(microseconds / 1000000), static_cast<long long>(microseconds % 1000000),
+                host_name().c_str(), static_cast<int>(::getpid()));
   return name;
 }
 

@@ -6,21 +6,10 @@
 
 #include "core/error.h"
 #include "core/rng.h"
+#include "tests/comm/example_completion.h"
 
 namespace temper {
 namespace {
-
-Completion example_completion() {
-  Completion completion;
-  completion.token_ids = {4, 5};
-  completion.logprobs = {-1.5F, -0.25F};
-  completion.behavior_logprobs = {-1.25F, -0.5F};
-  completion.policy_versions = {9, 10};
-  completion.mask = {1, 0};
-  completion.text = "text";
-  completion.rewards = {1, 0.5};
-  return completion;
-}
 
 std::vector<RolloutMessage> one_of_each() {
   Lease lease;

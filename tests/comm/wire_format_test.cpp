@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
+#include "tests/comm/example_completion.h"
 
 namespace temper {
 namespace {
@@ -14,16 +15,7 @@ TEST(WireFormat, GroupsComeBackAsTheyWere) {
   group.purpose = RolloutPurpose::kEval;
   group.baseline_reward = 0.5;
   group.margin = -1;
-  Completion completion;
-  completion.token_ids = {4, 5};
-  completion.logprobs = {-1.5F, -0.25F};
-  completion.behavior_logprobs = {-1.25F, -0.5F};
-  completion.policy_versions = {9, 10};
-  completion.mask = {1, 0};
-  completion.text = "text";
-  completion.finish_reason = FinishReason::kLength;
-  completion.rewards = {1, 0.5};
-  completion.error = "why";
+  const Completion completion = example_completion();
   group.completions = {completion, {}};
   WireWriter writer;
   write_group(group, writer);

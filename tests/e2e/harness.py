@@ -31,6 +31,24 @@ tensorboard = false
 """
 
 
+def sft_then_grpo(grpo_steps):
+    """A run of two stages with a checkpoint every two steps, for whatever interrupts it."""
+    return TINY.replace("num_generations = 8\nmax_completion_length = 8", "num_generations = 4\nmax_completion_length = 4") + f"""
+[checkpoint]
+local_every_steps = 2
+[[stage]]
+name = "sft"
+algo.preset = "sft"
+train = {{num_prompts_per_step = 16, max_steps = 20}}
+optim = {{learning_rate = 3e-3}}
+[[stage]]
+name = "grpo"
+algo = {{preset = "grpo", kl_coef = 0.02}}
+train = {{num_prompts_per_step = 8, max_steps = {grpo_steps}}}
+optim = {{learning_rate = 5e-4}}
+"""
+
+
 class Result:
     def __init__(self, process):
         self.code, self.out, self.err = process.returncode, process.stdout, process.stderr

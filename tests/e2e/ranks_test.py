@@ -7,20 +7,7 @@ import time
 
 import harness
 
-GRPO = harness.TINY.replace("num_generations = 8\nmax_completion_length = 8", "num_generations = 4\nmax_completion_length = 4") + """
-[checkpoint]
-local_every_steps = 2
-[[stage]]
-name = "sft"
-algo.preset = "sft"
-train = {num_prompts_per_step = 16, max_steps = 20}
-optim = {learning_rate = 3e-3}
-[[stage]]
-name = "grpo"
-algo = {preset = "grpo", kl_coef = 0.02}
-train = {num_prompts_per_step = 8, max_steps = 10}
-optim = {learning_rate = 5e-4}
-"""
+GRPO = harness.sft_then_grpo(10)
 MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
 
 

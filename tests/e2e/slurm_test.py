@@ -14,20 +14,7 @@ SHARED = harness.TEMPER.parent / "slurm_test"
 SHARED.mkdir(exist_ok=True)
 tempfile.tempdir = str(SHARED)
 
-GRPO = harness.TINY.replace("num_generations = 8\nmax_completion_length = 8", "num_generations = 4\nmax_completion_length = 4") + """
-[checkpoint]
-local_every_steps = 2
-[[stage]]
-name = "sft"
-algo.preset = "sft"
-train = {num_prompts_per_step = 16, max_steps = 20}
-optim = {learning_rate = 3e-3}
-[[stage]]
-name = "grpo"
-algo = {preset = "grpo", kl_coef = 0.02}
-train = {num_prompts_per_step = 8, max_steps = 150}
-optim = {learning_rate = 5e-4}
-"""
+GRPO = harness.sft_then_grpo(150)
 ENVIRONMENT = dict(os.environ, TEMPER=str(harness.TEMPER), OMP_NUM_THREADS="1", TEMPER_MAX_RESTARTS="1")
 ENVIRONMENT.pop("SLURM_JOB_ID", None)
 

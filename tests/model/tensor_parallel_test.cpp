@@ -4,13 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <thread>
-
-#include "comm/thread_communicator.h"
 #include "core/error.h"
 #include "model/initialize.h"
 #include "model/logits_loss.h"
 #include "model/token_logprobs.h"
+#include "tests/comm/thread_ranks.h"
 
 namespace temper {
 namespace {
@@ -35,22 +33,7 @@ ModelConfig shape(ModelFamily family, bool tied) {
 }
 
 void on_ranks(int num_ranks, const std::function<void(Communicator&)>& run) {
-  ThreadWorld world(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = true});
-  std::vector<std::string> errors(static_cast<size_t>(num_ranks));
-  std::vector<std::thread> threads;
-  for (int r = 0; r < num_ranks; ++r)
-    threads.emplace_back([&, r] {
-      at::set_num_threads(1);
-      const auto comm = world.communicator(r);
-      try {
-        run(*comm);
-      } catch (const std::exception& error) {
-        errors[static_cast<size_t>(r)] = error.what();
-        comm->abort(error.what());
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (const std::string& error : errors) EXPECT_EQ(error, "");
+  on_thread_ranks(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = true}, run);
 }
 
 TEST(TensorParts, PutTogetherAreTheWhole) {
@@ -153,6 +136,7 @@ Answer divergence_of(const Problem& problem, Communicator* ranks) {
 }
 
 void expect_as_whole(Answer (*compute)(const Problem&, Communicator*)) {
+  at::manual_seed(1);  // LibTorch's own seed is another in each process
   const Problem problem;
   const Answer whole = compute(problem, nullptr);
   on_ranks(3, [&](Communicator& comm) {

@@ -5,9 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <thread>
 
-#include "comm/thread_communicator.h"
+#include "tests/comm/thread_ranks.h"
 #include "tests/trainer/loop_fixture.h"
 
 namespace temper {
@@ -57,27 +56,13 @@ inline Course train(Preset preset, const Change& change, const Ranks& ranks, con
 
 // One course a rank.
 inline std::vector<Course> train_on(const World& size, Preset preset, const Change& change, const Shape& shape = {}) {
-  const int num_ranks = size.ranks;
+  std::vector<Course> courses(static_cast<size_t>(size.ranks));
   // Comparing every call costs more than the calls of shared layers, of which there are many.
-  ThreadWorld world(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = size.tensor_parallel == 1});
-  std::vector<Course> courses(static_cast<size_t>(num_ranks));
-  std::vector<std::string> errors(static_cast<size_t>(num_ranks));
-  std::vector<std::thread> threads;
-  for (int r = 0; r < num_ranks; ++r)
-    threads.emplace_back([&, r] {
-      at::set_num_threads(1);
-      const auto comm = world.communicator(r);
-      try {
-        courses[static_cast<size_t>(r)] =
-            train(preset, change, Ranks(*comm).with_tensor_parallel(size.tensor_parallel).with_replicas(size.replicas),
-                  shape);
-      } catch (const std::exception& error) {
-        errors[static_cast<size_t>(r)] = error.what();
-        comm->abort(error.what());
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (const std::string& error : errors) EXPECT_EQ(error, "");
+  const CommOptions options{.timeout = std::chrono::seconds(60), .check_agreement = size.tensor_parallel == 1};
+  on_thread_ranks(size.ranks, options, [&](Communicator& comm) {
+    const Ranks ranks = Ranks(comm).with_tensor_parallel(size.tensor_parallel).with_replicas(size.replicas);
+    courses[static_cast<size_t>(comm.rank())] = train(preset, change, ranks, shape);
+  });
   return courses;
 }
 

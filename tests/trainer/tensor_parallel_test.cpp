@@ -105,45 +105,32 @@ TEST(TensorParallel, RefusesRanksThatCannotBeGrouped) {
 // The state as saved, taken in by a fixture of another world; returned as its first rank would save it.
 std::vector<TensorEntry> saved_by(int num_ranks, int64_t tensor_parallel, Shard shard,
                                   const std::vector<TensorEntry>& loaded, const char* family = "qwen3") {
-  ThreadWorld world(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = true});
   std::vector<TensorEntry> saved;
-  std::vector<std::string> errors(static_cast<size_t>(num_ranks));
-  std::vector<std::thread> threads;
-  for (int r = 0; r < num_ranks; ++r)
-    threads.emplace_back([&, r] {
-      at::set_num_threads(1);
-      const auto comm = world.communicator(r);
-      try {
-        const Ranks ranks = Ranks(*comm).with_tensor_parallel(tensor_parallel);
-        Fixture fixture(
-            Preset::kPpo, [shard](StageConfig& s) { s.train.shard = shard; }, ranks, at::kCPU,
-            four_heads(family, false));
-        TrainLoopParts parts = fixture.parts(
-            [&fixture](int64_t first, int64_t count) { return fixture.groups(first, count, 4, first_token_reward); });
-        parts.ranks = ranks;
-        const auto optimizers = {parts.optimizer, parts.critic_optimizer};
-        if (loaded.empty()) {
-          TrainLoop(parts, {}).step();
-        } else {
-          for (AdamW* optimizer : optimizers) optimizer->make_room();
-          const HostState room = HostState::room_for(parts);
-          ASSERT_EQ(room.entries().size(), loaded.size());
-          for (size_t i = 0; i < loaded.size(); ++i) at::Tensor(room.entries()[i].tensor).copy_(loaded[i].tensor);
-          room.put_back();
-          for (AdamW* optimizer : optimizers) optimizer->keep_own();
-        }
-        for (AdamW* optimizer : optimizers) optimizer->gather_moments(ranks);
-        const std::shared_ptr<void> policy = parts.policy->gathered(), critic = parts.critic->gathered();
-        const HostState state = HostState::of(parts);
-        if (!ranks.leads()) return;
-        for (const TensorEntry& entry : state.entries()) saved.push_back({entry.name, entry.tensor.clone()});
-      } catch (const std::exception& error) {
-        errors[static_cast<size_t>(r)] = error.what();
-        comm->abort(error.what());
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (const std::string& error : errors) EXPECT_EQ(error, "");
+  const CommOptions options{.timeout = std::chrono::seconds(60), .check_agreement = true};
+  on_thread_ranks(num_ranks, options, [&](Communicator& comm) {
+    const Ranks ranks = Ranks(comm).with_tensor_parallel(tensor_parallel);
+    Fixture fixture(
+        Preset::kPpo, [shard](StageConfig& s) { s.train.shard = shard; }, ranks, at::kCPU, four_heads(family, false));
+    TrainLoopParts parts = fixture.parts(
+        [&fixture](int64_t first, int64_t count) { return fixture.groups(first, count, 4, first_token_reward); });
+    parts.ranks = ranks;
+    const auto optimizers = {parts.optimizer, parts.critic_optimizer};
+    if (loaded.empty()) {
+      TrainLoop(parts, {}).step();
+    } else {
+      for (AdamW* optimizer : optimizers) optimizer->make_room();
+      const HostState room = HostState::room_for(parts);
+      ASSERT_EQ(room.entries().size(), loaded.size());
+      for (size_t i = 0; i < loaded.size(); ++i) at::Tensor(room.entries()[i].tensor).copy_(loaded[i].tensor);
+      room.put_back();
+      for (AdamW* optimizer : optimizers) optimizer->keep_own();
+    }
+    for (AdamW* optimizer : optimizers) optimizer->gather_moments(ranks);
+    const std::shared_ptr<void> policy = parts.policy->gathered(), critic = parts.critic->gathered();
+    const HostState state = HostState::of(parts);
+    if (!ranks.leads()) return;
+    for (const TensorEntry& entry : state.entries()) saved.push_back({entry.name, entry.tensor.clone()});
+  });
   return saved;
 }
 
@@ -183,32 +170,19 @@ TEST(TensorParallel, CheckpointsGoFromAnyNumberOfRanksToAnyOther) {
 // Rollouts compute with the whole model: their log-probabilities are training's up to rounding.
 TEST(TensorParallel, RolloutsHaveTheWholeModel) {
   for (const Shard shard : {Shard::kNone, Shard::kFull}) {
-    ThreadWorld world(4, {.timeout = std::chrono::seconds(60)});
-    std::vector<std::string> errors(4);
-    std::vector<std::thread> threads;
-    for (int r = 0; r < 4; ++r)
-      threads.emplace_back([&, r] {
-        at::set_num_threads(1);
-        const auto comm = world.communicator(r);
-        try {
-          const LoadedModel whole = tiny_model(5, four_heads("qwen3", true));
-          const Ranks ranks = Ranks(*comm).with_tensor_parallel(2);
-          TrainerModel model = TrainerModel::trainable(
-              {whole.config, {whole.parameters.specs(), whole.parameters.flat().clone()}}, at::kFloat, shard, ranks);
-          EXPECT_TRUE(model.needs_separate_rollouts());
-          model.separate_rollouts(at::kFloat, WeightFormat::kCompute);
-          model.publish(3);
-          EXPECT_EQ(model.rollout_network().version(), 3);
-          const TrainerModel expected = TrainerModel::frozen(whole, at::kFloat);
-          const at::Tensor hidden = at::randn({5, 32}, at::kFloat);
-          EXPECT_TRUE(at::equal(model.rollout_network().logits(hidden), expected.network().logits(hidden)));
-        } catch (const std::exception& error) {
-          errors[static_cast<size_t>(r)] = error.what();
-          comm->abort(error.what());
-        }
-      });
-    for (std::thread& thread : threads) thread.join();
-    for (const std::string& error : errors) EXPECT_EQ(error, "");
+    on_thread_ranks(4, {.timeout = std::chrono::seconds(60)}, [&](Communicator& comm) {
+      const LoadedModel whole = tiny_model(5, four_heads("qwen3", true));
+      const Ranks ranks = Ranks(comm).with_tensor_parallel(2);
+      TrainerModel model = TrainerModel::trainable(
+          {whole.config, {whole.parameters.specs(), whole.parameters.flat().clone()}}, at::kFloat, shard, ranks);
+      EXPECT_TRUE(model.needs_separate_rollouts());
+      model.separate_rollouts(at::kFloat, WeightFormat::kCompute);
+      model.publish(3);
+      EXPECT_EQ(model.rollout_network().version(), 3);
+      const TrainerModel expected = TrainerModel::frozen(whole, at::kFloat);
+      const at::Tensor hidden = at::randn({5, 32}, at::kFloat);
+      EXPECT_TRUE(at::equal(model.rollout_network().logits(hidden), expected.network().logits(hidden)));
+    });
   }
 }
 

@@ -1,0 +1,43 @@
+#include "core/process.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+#include "core/format.h"
+
+namespace temper {
+namespace {
+
+// /proc/PID/stat from field 3 on: the name before it may hold spaces and parentheses. Empty: no such process.
+std::string process_fields(int64_t pid) {
+  std::ifstream file(format("/proc/{}/stat", pid));
+  std::string text;
+  std::getline(file, text);
+  const size_t name_end = text.rfind(')');
+  return name_end == std::string::npos || name_end + 2 >= text.size() ? std::string() : text.substr(name_end + 2);
+}
+
+}  // namespace
+
+std::string host_name() {
+  char name[256] = "unknown";
+  ::gethostname(name, sizeof name - 1);
+  return name;
+}
+
+char process_state(int64_t pid) {
+  const std::string fields = process_fields(pid);
+  return fields.empty() ? '?' : fields.front();
+}
+
+int64_t process_start_ticks(int64_t pid) {
+  std::istringstream fields(process_fields(pid));
+  std::string field;
+  for (int number = 3; number <= 22; ++number) fields >> field;
+  return fields ? std::strtoll(field.c_str(), nullptr, 10) : -1;
+}
+
+}  // namespace temper

@@ -1,0 +1,15 @@
+// What the system says about machines and processes.
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace temper {
+
+std::string host_name();  // of this machine
+
+// Of a process of this machine, from /proc: the state letter ('T' is stopped), '?' where there is none such; when it
+// began, in clock ticks since the machine did, -1 where there is none such.
+char process_state(int64_t pid);
+int64_t process_start_ticks(int64_t pid);
+
+}  // namespace temper
