@@ -25,7 +25,7 @@ if(TEMPER_WITH_TORCH)
   target_include_directories(temper_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
   target_link_libraries(temper_torch INTERFACE ${TORCH_LIBRARIES} OpenMP::OpenMP_CXX)
   # compiles nothing of ours; owns the precompiled header
-  file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "")
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/torch_pch.cpp CONTENT "")  # untouched where it is there: it would be compiled anew
   add_library(temper_torch_pch STATIC ${CMAKE_BINARY_DIR}/torch_pch.cpp)
   target_link_libraries(temper_torch_pch PUBLIC temper_options temper_torch)
   target_precompile_headers(temper_torch_pch PRIVATE ${PROJECT_SOURCE_DIR}/cmake/torch_pch.h)
