@@ -1,0 +1,69 @@
+// One trainer rank's end of the weight wire: it keeps the last few versions of the rank's shards and sends them to
+// whoever asks, whole or as lossless deltas (comm/weight_delta.h) from a version that the reader has. Each rank has
+// one; readers (comm/weight_client.h) put the ranks' parts together. The trainer's step waits for the copy in publish()
+// and for nothing else: readers are served by a thread of its own, at most `max_transfers` at a time, the others in the
+// order in which they asked.
+//
+// Memory: keep_versions copies of the rank's shards, their deltas (less than the shards themselves), and a window of
+// bytes for each transfer. A version that is dropped while it is sent ends that transfer; its reader is told and takes
+// a newer one, so keep_versions should cover the steps that a slow reader needs for one fetch.
+//
+// Threads: every member function may be called from any thread. What the serving thread fails with is logged and
+// thrown by the next publish().
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/channel_keys.h"
+#include "comm/weight_types.h"
+#include "core/rollout_types.h"
+
+namespace temper {
+
+struct WeightServerOptions {
+  int keep_versions = 3;            // at least 1; 1 serves no deltas
+  int64_t chunk_bytes = 1 << 20;    // of weights in a message; a delta is encoded chunk by chunk
+  int64_t window_bytes = 16 << 20;  // under way to one reader; at least 4 chunks
+  int max_transfers = 8;
+  std::chrono::milliseconds stall_timeout{10000};  // a reader that takes nothing for so long loses its turn
+  bool allow_plain_text = false;                   // without keys; on loopback alone
+  bool allow_all_interfaces = false;
+};
+
+struct WeightServerCounters {
+  int64_t versions = 0;                             // published
+  int64_t full_transfers = 0, delta_transfers = 0;  // finished
+  int64_t ended_transfers = 0;             // not finished: the reader left, stalled, asked anew or its version went
+  int64_t raw_bytes = 0, delta_bytes = 0;  // of weights, as they went over the wire
+  double encode_s = 0;                     // spent on deltas
+  int64_t readers = 0;                     // connected now
+  int64_t refused = 0;                     // messages and connections
+};
+
+class WeightServer {
+ public:
+  // address: as ChannelServer's, tcp://HOST:PORT, port * for a free one; without keys plain text, which must be
+  // allowed. ConfigError where a setting forbids it, CommError where it cannot be bound.
+  WeightServer(const std::string& address, const std::optional<ServerKeys>& keys, WeightServerOptions options = {});
+  ~WeightServer();
+  WeightServer(const WeightServer&) = delete;
+  WeightServer& operator=(const WeightServer&) = delete;
+
+  const std::string& address() const;  // with the port
+  // Copies the parts; when this returns, readers can have the version. Versions of one epoch rise; a greater epoch
+  // drops all versions of the one before. Deltas need the same parts in the same order as the version before.
+  // REQUIRES: each part's bytes are its elements' and its range lies in its shape; names with ranges occur once.
+  void publish(int64_t epoch, PolicyVersion version, const std::vector<WeightPart>& parts);
+  void allow(const std::string& public_key);  // one more reader
+  WeightServerCounters counters() const;
+
+ private:
+  class Service;  // the serving thread and what it owns
+  std::unique_ptr<Service> service_;
+};
+
+}  // namespace temper
