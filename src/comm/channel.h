@@ -55,7 +55,7 @@ struct ChannelSettings {
 
 enum class SendResult {
   kSent,
-  kNoCredit,  // the other end has not taken enough yet: try again after the next receive()
+  kNoCredit,  // the other end has not taken enough yet: try again after the next receive(), which ends when it has
   kGone,      // there is no such connection (any more)
 };
 
@@ -114,7 +114,7 @@ class ChannelServer {
   // The payload is the parts, one after another. Reaching a peer that has just gone may still say kSent.
   SendResult send(PeerId peer, uint16_t type, std::span<const std::string_view> parts);
   SendResult send(PeerId peer, uint16_t type, std::string_view payload) { return send(peer, type, {&payload, 1}); }
-  // Nothing at the deadline, after wake(), or when a signal came.
+  // Nothing at the deadline, after wake(), when a signal came, or when a peer without credit has taken something.
   std::optional<ChannelMessage> receive(std::chrono::steady_clock::time_point deadline);
   void wake() { wake_.raise(); }
   // The payload of a message of this peer was not what its type says: counted, and the peer is closed.
@@ -132,6 +132,7 @@ class ChannelServer {
     std::string routing_id, public_key;
     int file = -1;  // of its connection, as the events name it
     ChannelCredit credit;
+    bool wants_credit = false;  // send() had none for it
   };
   using Peers = std::unordered_map<PeerId, Peer>;
 
@@ -155,6 +156,7 @@ class ChannelServer {
   std::unordered_multimap<int, PeerId> by_file_;
   std::vector<PeerId> closed_;  // to be told
   PeerId last_peer_ = 0;
+  bool credit_came_ = false;  // to a peer that wanted it
   ChannelCounters counters_;
 };
 

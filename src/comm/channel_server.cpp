@@ -66,7 +66,10 @@ SendResult ChannelServer::send(PeerId id, uint16_t type, std::span<const std::st
     refuse(id, format("it takes {} bytes at most, a message for it has {}", peer->second.credit.window / 2, bytes));
     return SendResult::kGone;
   }
-  if (!peer->second.credit.may_send(bytes)) return SendResult::kNoCredit;
+  if (!peer->second.credit.may_send(bytes)) {
+    peer->second.wants_credit = true;
+    return SendResult::kNoCredit;
+  }
   switch (send_frame(peer->second.routing_id, &peer->second.credit, type, parts)) {
     case ZmqSend::kSent:
       peer->second.credit.sent += bytes;
@@ -92,7 +95,8 @@ ZmqSend ChannelServer::send_frame(std::string_view routing_id, ChannelCredit* cr
   return sent;
 }
 
-// produces: messages; consumes: frames, ends of connections; waits for: either; is unblocked by: the deadline, wake().
+// produces: messages; consumes: frames, ends of connections; waits for: either, or credit that send() lacked; is
+// unblocked by: the deadline, wake().
 std::optional<ChannelMessage> ChannelServer::receive(Clock::time_point deadline) {
   while (true) {
     if (auto message = take()) return message;
@@ -102,7 +106,7 @@ std::optional<ChannelMessage> ChannelServer::receive(Clock::time_point deadline)
       closed_.pop_back();
       return ChannelMessage(id, kClosed);
     }
-    if (wake_.take() || Clock::now() >= deadline) return std::nullopt;
+    if (wake_.take() || std::exchange(credit_came_, false) || Clock::now() >= deadline) return std::nullopt;
     wait_readable({router_.get()}, {wake_.file(), guard_->disconnected_file()}, deadline);
   }
 }
@@ -139,11 +143,17 @@ std::optional<ChannelMessage> ChannelServer::accept(std::string_view routing_id,
     note_fault(FrameFault::kNotOpened, routing_id, "the first message of a connection must open it");
     return std::nullopt;
   }
-  ChannelCredit& credit = peers_.at(known->second).credit;
+  Peer& peer = peers_.at(known->second);
+  ChannelCredit& credit = peer.credit;
+  const uint64_t told_us = credit.told_us;
   if (!credit.learn(frame.header.taken_bytes)) {
     note_fault(FrameFault::kCredit, routing_id,
                format("it says that it took {} of {} bytes sent", frame.header.taken_bytes, credit.sent));
     return std::nullopt;
+  }
+  if (peer.wants_credit && credit.told_us > told_us) {
+    peer.wants_credit = false;
+    credit_came_ = true;
   }
   if (frame.header.type == kCredit) return std::nullopt;
   if (frame.header.type < kFirstApplicationType) {

@@ -3,7 +3,8 @@
 // against their XXH3 checksums, the parts must cover every tensor exactly once and be of one epoch and version. Until
 // all of that holds, what was fetched before stays as it is.
 //
-// Memory: two copies of the weights (the one in use and the one that comes), and a window of bytes a rank.
+// Memory: two copies of the weights (the one in use and the one that comes), of a host's workers together where they
+// share them; and a window of bytes a rank.
 //
 // Threads: one thread constructs, fetches and destroys; stop() alone may come from any. A thread a rank inside.
 #pragma once
@@ -24,10 +25,16 @@ namespace temper {
 
 struct WeightClientOptions {
   bool deltas = true;                           // ask for the difference to what is here, where a rank still has that
-  int64_t max_message_bytes = 16 << 20;         // a rank's chunk_bytes and its list of parts must be less
-  int64_t window_bytes = 64 << 20;              // under way from one rank; at least twice a message
+  int64_t max_message_bytes = 8 << 20;          // a rank's chunk_bytes and its list of parts must be less
+  int64_t window_bytes = 32 << 20;              // under way from one rank; at least twice a message
   int64_t max_weight_bytes = int64_t{1} << 40;  // in total; a rank that announces more is refused before any allocation
   bool allow_plain_text = false;                // without keys; on loopback alone
+  // Workers of one host and run share one copy of the weights in this folder (comm/host_weights.h), which should be in
+  // memory: the first to want a version fetches it, the others map it. Empty: each has its own.
+  std::string host_dir = {};  // "/dev/shm"
+  std::string run_id = {};    // of hub.json
+  // One who fetches for the others and does not come to an end may be stopped or slow: then each fetches for itself.
+  std::chrono::milliseconds host_patience{10000};
 };
 
 struct FetchedTensor {
@@ -49,6 +56,7 @@ struct WeightClientCounters {
   int64_t full_parts = 0, delta_parts = 0;   // of these, rank by rank
   int64_t weight_bytes = 0, wire_bytes = 0;  // what they brought, and what came over the wire for it
   int64_t retries = 0;                       // begun anew: a connection was lost or the version went
+  int64_t host_copies = 0;                   // of these, another worker of the host had fetched
   int64_t refused = 0;                       // updates refused as torn, short, corrupt or foreign
   double apply_s = 0;                        // spent on checking and putting together, over all threads
 };

@@ -4,9 +4,10 @@
 // and for nothing else: readers are served by a thread of its own, at most `max_transfers` at a time, the others in the
 // order in which they asked.
 //
-// Memory: keep_versions copies of the rank's shards, their deltas (less than the shards themselves), and a window of
-// bytes for each transfer. A version that is dropped while it is sent ends that transfer; its reader is told and takes
-// a newer one, so keep_versions should cover the steps that a slow reader needs for one fetch.
+// Memory: keep_versions copies of the rank's shards, their deltas (less than the shards themselves), and what a reader
+// lets be under way for each transfer, at most 64 chunks. A version that is dropped while it is sent ends that
+// transfer; its reader is told and takes a newer one, so keep_versions should cover the steps that a slow reader needs
+// for one fetch.
 //
 // Threads: every member function may be called from any thread. What the serving thread fails with is logged and
 // thrown by the next publish().
@@ -25,9 +26,8 @@
 namespace temper {
 
 struct WeightServerOptions {
-  int keep_versions = 3;            // at least 1; 1 serves no deltas
-  int64_t chunk_bytes = 1 << 20;    // of weights in a message; a delta is encoded chunk by chunk
-  int64_t window_bytes = 16 << 20;  // under way to one reader; at least 4 chunks
+  int keep_versions = 3;          // at least 1; 1 serves no deltas
+  int64_t chunk_bytes = 1 << 20;  // of weights in a message; a delta is encoded chunk by chunk
   int max_transfers = 8;
   std::chrono::milliseconds stall_timeout{10000};  // a reader that takes nothing for so long loses its turn
   bool allow_plain_text = false;                   // without keys; on loopback alone

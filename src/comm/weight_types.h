@@ -11,7 +11,7 @@ namespace temper {
 enum class WeightDtype : uint8_t { kF32, kBf16, kF16, kInt8 };
 constexpr WeightDtype kLastWeightDtype = WeightDtype::kInt8;
 int64_t element_bytes(WeightDtype dtype);
-const char* dtype_name(WeightDtype dtype);  // "f32"
+const char* weight_dtype_name(WeightDtype dtype);  // "f32"
 
 // What one rank holds of one tensor: elements [begin, end) of it in row-major order. A rank that holds the whole tensor
 // says so with [0, product of the shape); of a tensor that several ranks hold alike, one alone publishes it.

@@ -111,6 +111,21 @@ TEST_P(Channel, CreditComesBackWithoutTrafficTheOtherWay) {
       [&](ChannelMessage) { ++taken; });
 }
 
+TEST_P(Channel, CreditEndsTheWaitOfAServerThatHadNone) {
+  const auto server = serve();
+  const auto client = connect(*server);
+  const PeerId peer = open_channel(*server, *client);
+  const std::string payload = random_bytes(100'000, 1);
+  while (server->send(peer, kData, payload) == SendResult::kSent) {
+  }
+  std::thread taker([&] {
+    for (int i = 0; i < 30; ++i) client->receive(patience());
+  });
+  EXPECT_FALSE(server->receive(patience()));
+  EXPECT_EQ(server->send(peer, kData, payload), SendResult::kSent);
+  taker.join();
+}
+
 TEST_P(Channel, MessagesBeyondTheOtherEndsSizeAreNotSent) {
   const auto server = serve();
   const auto client = connect(*server);

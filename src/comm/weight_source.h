@@ -1,0 +1,96 @@
+// One trainer rank as a weight client sees it: its connection with a thread of its own, what it offers, and the fetch
+// that is under way from it. For weight_client.cpp, which gives the orders and waits for what comes of them.
+//
+// Threads: all ranks of a client share the board's mutex, which the caller of each member function holds; only the
+// thread inside works without it while it puts a chunk in its place.
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "comm/channel.h"
+#include "comm/weight_client.h"
+#include "comm/weight_messages.h"
+#include "comm/weight_set.h"
+
+namespace temper {
+
+struct WeightBoard {
+  std::mutex mutex;
+  std::condition_variable changed;  // anything of any rank
+};
+
+class WeightSource {
+ public:
+  enum class Phase {
+    kIdle,
+    kAsked,
+    kListed,     // its manifest is here
+    kReceiving,  // chunks go into the set
+    kDone,       // all are there and checked
+    kLost,       // the connection or the version is gone: try again
+    kBroken,     // it sent what it must not; refusal() says what
+  };
+
+  WeightSource(size_t rank, const std::string& endpoint, const std::optional<ClientKeys>& keys,
+               const WeightClientOptions& options, WeightBoard& board);
+  ~WeightSource();  // without the mutex
+  WeightSource(const WeightSource&) = delete;
+  WeightSource& operator=(const WeightSource&) = delete;
+
+  // kIdle -> kAsked
+  void ask(WeightRequest request);
+  // kListed -> kReceiving. Both sets must live until it is no longer so and is_placing() is false.
+  void receive_into(WeightSet& set, WeightSet* base);
+  // -> kIdle, whatever it was; the rank is told to send no more.
+  void cancel();
+
+  Phase phase() const { return phase_; }
+  bool is_placing() const { return placing_; }
+  const std::optional<WeightOffer>& offer() const { return offer_; }  // nothing: no connection
+  const WeightManifest& manifest() const { return manifest_; }        // from kListed on
+  const std::string& refusal() const { return refusal_; }
+  const std::exception_ptr& failure() const { return failure_; }  // of the thread itself, which has ended
+  std::string describe() const;                                   // "rank 1 (tcp://...)"
+  std::string progress() const;                                   // of what is under way, or why nothing is
+  int64_t wire_bytes() const { return wire_bytes_; }
+  double apply_s() const { return apply_s_; }
+
+ private:
+  void run();
+  void send_order();
+  void handle(const ChannelMessage& message);
+  void on_offer(WeightOffer offer);
+  void on_manifest(WeightManifest manifest);
+  void on_chunk(const WeightChunk& chunk);
+  void on_gone(int64_t request);
+  void enter(Phase phase);
+  bool is_busy() const { return phase_ == Phase::kAsked || phase_ == Phase::kListed || phase_ == Phase::kReceiving; }
+
+  const size_t rank_;
+  const std::string endpoint_;
+  ChannelClient channel_;  // the thread's, but for wake()
+  WeightBoard& board_;
+  // Guarded by the board's mutex:
+  bool quitting_ = false;
+  Phase phase_ = Phase::kIdle;
+  bool placing_ = false;
+  std::optional<WeightOffer> offer_;
+  WeightRequest request_;  // the last
+  bool unsent_request_ = false, unsent_cancel_ = false;
+  WeightManifest manifest_;
+  WeightSet* set_ = nullptr;
+  WeightSet* base_ = nullptr;
+  int64_t num_placed_ = 0;
+  std::string refusal_, connection_trouble_;
+  std::exception_ptr failure_;
+  int64_t wire_bytes_ = 0;
+  double apply_s_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace temper
