@@ -1,7 +1,6 @@
 #include "apps/rollout_stack.h"
 
 #include "apps/model_source.h"
-#include "rollout/reward_pool.h"
 
 namespace temper {
 namespace {
@@ -26,9 +25,10 @@ std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage
 RolloutStack::RolloutStack(const Transformer& model, const Tokenizer& tokenizer, const StageConfig& stage,
                            const std::vector<std::unique_ptr<Reward>>& rewards, const Ranks& ranks)
     : engine_(model, tokenizer, engine_options(stage.rollout)),
-      source_(engine_, [&rewards, timeout_s = stage.reward.timeout_s](RolloutGroup& group) {
-        score_group(rewards, group, timeout_s);
-      }) {
+      source_(engine_, rewards,
+              {.reward_timeout_s = stage.reward.timeout_s,
+               .environment = stage.rollout.environment,
+               .max_turns = stage.rollout.max_turns}) {
   if (ranks.size() > 1) shared_.emplace(source_, ranks);
 }
 

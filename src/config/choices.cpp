@@ -16,6 +16,7 @@ TEMPER_CHOICES(Device, "auto", "cpu", "cuda");
 TEMPER_CHOICES(Dtype, "auto", "f32", "bf16");
 TEMPER_CHOICES(RolloutDtype, "auto", "f32", "bf16", "int8");
 TEMPER_CHOICES(RolloutKind, "auto", "inline");
+TEMPER_CHOICES(RolloutEnvironment, "none", "calculator");
 TEMPER_CHOICES(Shard, "none", "optimizer", "full");
 TEMPER_CHOICES(LrScheduler, "constant", "linear", "cosine");
 TEMPER_CHOICES(Preset, "grpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "rloo", "remax",

@@ -11,6 +11,7 @@ enum class Device { kAuto, kCpu, kCuda };
 enum class Dtype { kAuto, kF32, kBf16 };
 enum class RolloutDtype { kAuto, kF32, kBf16, kInt8 };
 enum class RolloutKind { kAuto, kInline };
+enum class RolloutEnvironment { kNone, kCalculator };
 enum class Shard { kNone, kOptimizer, kFull };
 enum class LrScheduler { kConstant, kLinear, kCosine };
 

@@ -100,6 +100,8 @@ struct RolloutSection {
   bool enable_chunked_prefill = true;
   RolloutDtype dtype = RolloutDtype::kAuto;  // auto: run.dtype, on the trainer's own copy of the weights
   double teacher_share = 0;                  // of a step's prompts, whose completions the teacher generates
+  RolloutEnvironment environment = RolloutEnvironment::kNone;
+  int64_t max_turns = 8;  // that the environment answers
   bool operator==(const RolloutSection&) const = default;
 };
 
@@ -108,6 +110,14 @@ struct RewardSection {
   std::vector<double> weights;         // one a function; empty: 1 each
   double timeout_s = 30;               // for one function on one group
   std::string model;                   // directory or "stage:NAME" of the reward model, for the function "model"
+  std::string command;                 // for /bin/sh, for the function "command"
+  int64_t processes = 1;               // command, code: programs at once
+  struct Code {
+    std::string tests_field = "tests";
+    double timeout_s = 5;     // of one program with one test
+    int64_t memory_mb = 512;  // of one program
+    bool operator==(const Code&) const = default;
+  } code;
   struct Numeric {
     double tolerance = 1e-6;
     bool operator==(const Numeric&) const = default;

@@ -176,9 +176,16 @@ void add_rollout(TableBuilder& table) {
       .between(0, 1);
 }
 
+void add_environment(TableBuilder& table) {
+  TEMPER_KEY(rollout.environment,
+             "Completions of several turns: what answers the policy's tool calls. calculator: <calc>2*21</calc> is"
+             " followed by <result>42</result>. Such tokens are not trained on.");
+  TEMPER_KEY(rollout.max_turns, "Turns that the environment answers; then the completion ends.").at_least(1);
+}
+
 void add_reward(TableBuilder& table) {
   TEMPER_KEY(reward.functions, "Reward functions; the first decides what evaluation counts as correct.")
-      .one_of({"exact", "numeric", "regex", "format", "length", "task", "model"})
+      .one_of({"exact", "numeric", "regex", "format", "length", "task", "model", "command", "code"})
       .by_default("[\"task\"] with data.task, else none");
   TEMPER_KEY(reward.weights, "Weight of each reward function in the sum.").by_default("1 each");
   TEMPER_KEY(reward.timeout_s,
@@ -189,6 +196,14 @@ void add_reward(TableBuilder& table) {
              "model: the reward model, a Hugging Face directory of a ...ForSequenceClassification with one label, or"
              " \"stage:NAME\" of a reward_model stage.")
       .by_default("none");
+  TEMPER_KEY(reward.command,
+             "command: a program (for /bin/sh) that reads one JSON line a completion and prints one with its reward;"
+             " docs/rewards.md.")
+      .by_default("none");
+  TEMPER_KEY(reward.processes, "command, code: programs that run at once.").between(1, 1024);
+  TEMPER_KEY(reward.code.tests_field, "code: field of the prompt's line that holds the tests.");
+  TEMPER_KEY(reward.code.timeout_s, "code: time of one program with one test; slower ones fail it.").unit("s").above(0);
+  TEMPER_KEY(reward.code.memory_mb, "code: memory of one program.").unit("MiB").at_least(16);
   TEMPER_KEY(reward.numeric.tolerance, "numeric: largest difference from the answer that counts as equal.").at_least(0);
   TEMPER_KEY(reward.regex.pattern,
              "regex: 1 where this pattern (PCRE2) is found; with a group (?<answer>...), where the last match's group"
@@ -370,6 +385,7 @@ const std::vector<KeySpec>& key_table() {
     add_data(table);
     add_eval(table);
     add_rollout(table);
+    add_environment(table);
     add_reward(table);
     add_algo(table);
     add_train(table);

@@ -94,6 +94,10 @@ void check_rewards(const StageConfig& s, Messages* out) {
     out->push_back(
         "reward.functions has \"model\", but reward.model is empty. Set it to the directory of a reward model, or to"
         " \"stage:NAME\" of a reward_model stage before this one.");
+  if (uses("command") && r.command.empty())
+    out->push_back(
+        "reward.functions has \"command\", but reward.command is empty. Set it to a program that reads one JSON line a"
+        " completion and prints one with its reward.");
 }
 
 void check_critic(const StageConfig& s, Messages* out) {

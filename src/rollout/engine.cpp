@@ -104,6 +104,7 @@ void Engine::submit(GenerationRequest request) {
     sequence->group = group.get();
     sequence->index = i;
     sequence->token_ids = group->request.prompt_token_ids;
+    if (group->request.environment) sequence->environment = group->request.environment();
     group->sequences.push_back(std::move(sequence));
   }
   scheduler_.add(*group);
@@ -248,19 +249,61 @@ void Engine::append(Sequence& sequence, const DrawnToken& token) {
   ++stats_.num_completion_tokens;
 
   const bool end_token = ends_completion_[static_cast<size_t>(token.token_id)] && !sampling.ignore_eos;
-  const bool stop_string = !sampling.stop.empty() && !tokenizer_.is_special(token.token_id) &&
-                           sequence.stop.append(tokenizer_.token_bytes(token.token_id), sampling.stop);
-  const bool full = static_cast<int64_t>(completion.token_ids.size()) >= sampling.max_new_tokens ||
-                    sequence.length() >= model_.config().max_position_embeddings;
-  sequence.finished = end_token || stop_string || full;
-  completion.finish_reason = end_token || stop_string ? FinishReason::kStop : FinishReason::kLength;
+  const bool is_text = !end_token && !tokenizer_.is_special(token.token_id);
+  const std::string& bytes = tokenizer_.token_bytes(token.token_id);
+  const bool stop_string = is_text && !sampling.stop.empty() && sequence.stop.append(bytes, sampling.stop);
+  if (end_token || stop_string)
+    finish(sequence, FinishReason::kStop);
+  else if (room_for(sequence) <= 0)
+    finish(sequence, FinishReason::kLength);
+  else if (is_text && sequence.environment && sequence.turn_end.append(bytes, sequence.environment->turn_ends()))
+    end_turn(sequence);
   step_tokens_.push_back({.id = group.request.id,
                           .completion = sequence.index,
                           .token_id = token.token_id,
                           .logprob = token.logprob,
-                          .is_text = !end_token && !tokenizer_.is_special(token.token_id),
+                          .is_text = is_text,
                           .finished = sequence.finished,
                           .finish_reason = completion.finish_reason});
+}
+
+void Engine::finish(Sequence& sequence, FinishReason reason) {
+  sequence.finished = true;
+  sequence.completion.finish_reason = reason;
+}
+
+// Tokens that may still follow.
+int64_t Engine::room_for(const Sequence& sequence) const {
+  const auto num_tokens = static_cast<int64_t>(sequence.completion.token_ids.size());
+  return std::min(sequence.group->request.sampling.max_new_tokens - num_tokens,
+                  model_.config().max_position_embeddings - sequence.length());
+}
+
+// What the environment says becomes part of the completion, not drawn by the policy: it is computed with the next step,
+// like a prompt's chunk.
+void Engine::end_turn(Sequence& sequence) {
+  Completion& completion = sequence.completion;
+  const std::span<const int32_t> turn = std::span(completion.token_ids).subspan(sequence.turn_begin);
+  std::optional<std::string> reply;
+  try {
+    reply = sequence.environment->step(tokenizer_.decode(turn, /*skip_special_tokens=*/false));
+  } catch (const std::runtime_error& error) {
+    completion.error = format("the environment failed: {}", error.what());
+  }
+  if (!reply) return finish(sequence, FinishReason::kStop);
+  const std::vector<int32_t> tokens = tokenizer_.encode(*reply);
+  // One more must fit behind them, for the policy to go on.
+  if (static_cast<int64_t>(tokens.size()) >= room_for(sequence)) return finish(sequence, FinishReason::kLength);
+  for (const int32_t id : tokens) {
+    sequence.token_ids.push_back(id);
+    completion.token_ids.push_back(id);
+    completion.logprobs.push_back(0);
+    completion.behavior_logprobs.push_back(0);
+    completion.policy_versions.push_back(model_.version());
+    completion.mask.push_back(0);
+  }
+  sequence.turn_begin = completion.token_ids.size();
+  sequence.turn_end = {};
 }
 
 // Takes the finished sequences out and returns the groups that are complete with them.

@@ -91,6 +91,9 @@ class Engine {
   std::vector<DrawnToken> draw(const at::Tensor& hidden, const std::vector<Sequence*>& drawers,
                                const std::vector<int64_t>& rows);
   void append(Sequence& sequence, const DrawnToken& token);
+  void end_turn(Sequence& sequence);
+  static void finish(Sequence& sequence, FinishReason reason);
+  int64_t room_for(const Sequence& sequence) const;
   std::vector<GenerationResult> retire(const std::vector<Sequence*>& drawers);
   void finish_text(Sequence& sequence) const;
 

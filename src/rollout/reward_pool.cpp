@@ -1,5 +1,6 @@
 #include "rollout/reward_pool.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/clock.h"
@@ -46,22 +47,33 @@ Outcomes finish_scoring(std::future<Outcomes>& future, size_t num_completions, R
 
 }  // namespace
 
-void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGroup& group, double timeout_s) {
-  const auto shared = std::make_shared<const RolloutGroup>(group);  // a copy, out of the way of late rewards
-  const size_t num_completions = group.completions.size();
-  const auto deadline =
-      std::chrono::steady_clock::now() +
-      std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(timeout_s));
-  std::vector<std::future<Outcomes>> futures;
-  for (const auto& reward : rewards) futures.push_back(begin_scoring(*reward, shared, deadline));
+GroupScoring::GroupScoring(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGroup group, double timeout_s)
+    : rewards_(rewards),
+      group_(std::move(group)),
+      timeout_s_(timeout_s),
+      deadline_(std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                                                       std::chrono::duration<double>(timeout_s))) {
+  const auto shared = std::make_shared<const RolloutGroup>(group_);  // a copy, out of the way of late rewards
+  for (const auto& reward : rewards_) answers_.push_back(begin_scoring(*reward, shared, deadline_));
+}
+
+bool GroupScoring::ready() const {
+  const auto is_ready = [](const auto& answer) {
+    return answer.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  };
+  return std::chrono::steady_clock::now() >= deadline_ || std::all_of(answers_.begin(), answers_.end(), is_ready);
+}
+
+RolloutGroup GroupScoring::finish() {
+  const size_t num_completions = group_.completions.size();
   std::vector<Outcomes> outcomes;  // [K][completions]
-  for (auto& future : futures) outcomes.push_back(finish_scoring(future, num_completions, deadline, timeout_s));
+  for (auto& answer : answers_) outcomes.push_back(finish_scoring(answer, num_completions, deadline_, timeout_s_));
 
   for (size_t i = 0; i < num_completions; ++i) {
-    Completion& completion = group.completions[i];
-    completion.error.clear();
-    completion.rewards.assign(rewards.size(), std::nan(""));
-    for (size_t k = 0; k < rewards.size(); ++k) {
+    Completion& completion = group_.completions[i];
+    completion.rewards.assign(rewards_.size(), std::nan(""));
+    if (!completion.error.empty()) continue;  // its environment failed
+    for (size_t k = 0; k < rewards_.size(); ++k) {
       RewardOutcome& outcome = outcomes[k][i];
       if (outcome.error.empty() && !std::isfinite(outcome.value))
         outcome.error = format("gave {}, which is not a finite number", outcome.value);
@@ -69,9 +81,14 @@ void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGro
         completion.rewards[k] = outcome.value;
       else
         completion.error +=
-            format("{}reward {}: {}", completion.error.empty() ? "" : "; ", rewards[k]->name(), outcome.error);
+            format("{}reward {}: {}", completion.error.empty() ? "" : "; ", rewards_[k]->name(), outcome.error);
     }
   }
+  return std::move(group_);
+}
+
+void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGroup& group, double timeout_s) {
+  group = GroupScoring(rewards, std::move(group), timeout_s).finish();
 }
 
 RewardPool::RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s)

@@ -17,8 +17,24 @@
 
 namespace temper {
 
-// Fills rewards [K] and error of every completion. A reward that throws, is late, or gives NaN or infinity leaves NaN
-// in its place and its reason in error.
+// The scoring of one group: begun when it is made, all functions and completions at once.
+class GroupScoring {
+ public:
+  // rewards outlive it. timeout_s: for each function.
+  GroupScoring(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGroup group, double timeout_s);
+  bool ready() const;  // finish() will not wait
+  // Fills rewards [K] and error of every completion; one that has an error already keeps it. A reward that throws, is
+  // late, or gives NaN or infinity leaves NaN in its place and its reason in error. Once.
+  RolloutGroup finish();
+
+ private:
+  const std::vector<std::unique_ptr<Reward>>& rewards_;
+  RolloutGroup group_;
+  double timeout_s_;
+  Reward::Deadline deadline_;
+  std::vector<std::future<std::vector<RewardOutcome>>> answers_;  // one a reward
+};
+
 void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGroup& group, double timeout_s = 30);
 
 class RewardPool {

@@ -9,6 +9,8 @@
 #include <stdexcept>
 
 #include "core/error.h"
+#include "rollout/code_reward.h"
+#include "rollout/command_reward.h"
 #include "rollout/reward.h"
 #include "rollout/reward_model.h"
 #include "rollout/reward_numeric.h"
@@ -165,9 +167,15 @@ std::vector<std::unique_ptr<Reward>> make_rewards(const RewardSection& section, 
       rewards.push_back(std::make_unique<TaskReward>(*task));
     } else if (name == "model") {
       rewards.push_back(std::make_unique<ModelReward>(section.model, compute, device));
+    } else if (name == "command") {
+      rewards.push_back(make_command_reward(section.command, section.processes));
+    } else if (name == "code") {
+      rewards.push_back(make_code_reward(section.code, section.processes));
     } else {
       throw ConfigError(
-          "reward.functions has \"{}\", which is none of exact, numeric, regex, format, length, task, model.", name);
+          "reward.functions has \"{}\", which is none of exact, numeric, regex, format, length, task, model, command, "
+          "code.",
+          name);
     }
   }
   return rewards;

@@ -25,7 +25,7 @@ void Scheduler::stop_waiting(Sequence& sequence) {
 std::vector<ScheduledSequence> Scheduler::schedule() {
   const int64_t preemptions = num_preemptions_;
   for (size_t i = 0; i < running_.size();)
-    if (running_[i]->num_uncomputed() > 1 || grow_or_preempt(i)) ++i;
+    if (grow_or_preempt(i)) ++i;
   if (num_preemptions_ == preemptions) admit();
 
   std::vector<ScheduledSequence> plan;
@@ -52,7 +52,8 @@ std::vector<ScheduledSequence> Scheduler::schedule() {
   return plan;
 }
 
-// A block for the next token of a decoding sequence. False: the sequence itself had to go.
+// Blocks for what a sequence has grown by: the token it drew, and what an environment added. None where its prompt is
+// still being computed. False: the sequence itself had to go.
 bool Scheduler::grow_or_preempt(size_t index) {
   Sequence& sequence = *running_[index];
   while (static_cast<int64_t>(sequence.blocks.size()) < num_blocks(sequence.length())) {

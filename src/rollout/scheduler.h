@@ -1,6 +1,7 @@
-// Decides what each engine step computes: one token of every decoding sequence, then chunks of prompts up to the token
-// budget. Sequences join when a slot and blocks are free, first come first served; when a decoding sequence finds no
-// block, the last in line gives its blocks up and is computed anew later (drawn tokens are kept).
+// Decides what each engine step computes: one token of every decoding sequence, then chunks of prompts (and of what an
+// environment added to completions) up to the token budget. Sequences join when a slot and blocks are free, first come
+// first served; when a decoding sequence finds no block, the last in line gives its blocks up and is computed anew
+// later (drawn tokens are kept).
 //
 // A group's prompt is computed once: its first sequence leads, the others wait; fork() then gives them the full blocks
 // of the prompt by reference and a copy of the last, partial one. A sequence that joins later takes the full prompt

@@ -3,12 +3,14 @@
 // behaviour worth mentioning; engine and scheduler share them by pointer, one thread.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/clock.h"
 #include "core/rollout_types.h"
+#include "rollout/environment.h"
 #include "rollout/stop_strings.h"
 
 namespace temper {
@@ -20,6 +22,8 @@ struct GenerationRequest {
   SamplingParams sampling;
   int64_t serial = 0;      // draws depend on (sampling.seed, serial, completion, position) alone
   std::string label = {};  // what messages call it; empty: "request ID"
+  // One environment a completion, reset; null or not given: completions of one turn.
+  std::function<std::unique_ptr<Environment>()> environment = {};
 };
 
 struct GenerationResult {
@@ -30,7 +34,7 @@ struct GenerationResult {
   double seconds = 0;                                // from submit() to the last token of the group
 };
 
-// A token that the last step drew, for those who show completions while they grow.
+// A token that the last step drew (an environment's are not drawn), for those who show completions while they grow.
 struct StepToken {
   int64_t id = 0;          // the request's
   int32_t completion = 0;  // index in the group
@@ -53,6 +57,9 @@ struct Sequence {
   int64_t prefix_epoch = 0;        // of the prefix cache when the sequence joined
   Completion completion;
   StopMatcher stop;
+  std::unique_ptr<Environment> environment;
+  StopMatcher turn_end;
+  size_t turn_begin = 0;     // of the completion's tokens: the policy's current turn
   double first_token_s = 0;  // on the group's clock
   double last_token_s = 0;
   bool finished = false;

@@ -64,7 +64,7 @@ TEST(ConfigErrors, AliasesLeadToKeysThatExist) {
 
 TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
   for (const char* key : {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate",
-                          "async.in_flight_updates", "reward.command", "train.max_restarts"}) {
+                          "async.in_flight_updates", "train.max_restarts"}) {
     EXPECT_THAT(error_of_override(format("--{}=1", key)),
                 HasSubstr(format("unknown key {}: this version does not have it. Remove it.", key)));
     EXPECT_EQ(find_key(key), nullptr);
@@ -140,7 +140,7 @@ TEST(ConfigErrors, ValuesOutOfRangeSayWhatIsAllowed) {
       {"data.task=sums",
        "data.task = \"sums\" is not known. Allowed: arithmetic, add1, chain_sum, sort, copy, reverse, count."},
       {"reward.functions=exact,bleu",
-       "\"bleu\" is not known. Allowed: exact, numeric, regex, format, length, task, model."},
+       "\"bleu\" is not known. Allowed: exact, numeric, regex, format, length, task, model, command, code."},
       {"algo.rollout_rs={token_k9 = 1}", "algo.rollout_rs.token_k9 = 1 is no rejection test. Allowed: seq_max_k2"},
       {"algo.rollout_rs={token_k1 = [2, 1]}", "algo.rollout_rs.token_k1 = [2, 1] is not a bound. Allowed: [low, high]"},
       {"algo.rollout_rs={token_k1 = 0.5}", "algo.rollout_rs.token_k1 = 0.5 is not a bound. Allowed: [low, high]"},
