@@ -252,6 +252,15 @@ void HostWeights::end() {
   if (std::exchange(fetching_, false)) ::flock(fetch_, LOCK_UN);
 }
 
+// By the time of the last change of `fetch`.
+void HostWeights::note_progress() { ::futimens(fetch_, nullptr); }
+
+int64_t HostWeights::progress() const {
+  struct stat info {};
+  ::fstat(fetch_, &info);
+  return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
+}
+
 int64_t remove_unused_host_weights(const std::string& dir) {
   int64_t removed = 0;
   std::error_code error;

@@ -45,6 +45,9 @@ class HostWeights {
   // What the set of that memory holds is whole: others may have it.
   void commit(int64_t epoch, PolicyVersion version);
   void end();  // gives the right back
+  // Whoever has the right says that it gets on; a number that changes whenever it has.
+  void note_progress();
+  int64_t progress() const;
 
   const std::string& folder() const { return folder_; }
 

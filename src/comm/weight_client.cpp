@@ -43,19 +43,20 @@ class WeightClient::Fetcher {
   const FetchedWeights& fetch(int64_t epoch, PolicyVersion at_least, Clock::time_point deadline) {
     Lock lock(board_.mutex);
     deadline_ = deadline;
-    const Clock::time_point patience = Clock::now() + options_.host_patience;
+    Clock::time_point patience;  // with another worker that fetches for this one
+    int64_t seen = -1;           // of its progress
     while (true) {
       const PolicyVersion version = wait_for_offers(lock, epoch, at_least);
       if (view_.epoch == epoch && view_.version >= version) return view_;
-      const bool shared = host_ && Clock::now() < patience;
-      if (shared && take_from_host(epoch, at_least)) return view_;
-      if (shared && !host_->try_begin()) {
+      if (host_ && take_from_host(epoch, at_least)) return view_;
+      const bool for_host = host_ && host_->try_begin();
+      if (host_ && !for_host && is_patient(seen, patience)) {
         wait(lock, format("weights of version {} from another worker of this host", version), Clock::now() + kHostLook);
         continue;
       }
-      const EndOfHostFetch end{shared ? &*host_ : nullptr};
-      if (shared && take_from_host(epoch, at_least)) return view_;  // it came just before
-      if (fetch_version(lock, epoch, version, shared)) return view_;
+      const EndOfHostFetch end{for_host ? &*host_ : nullptr};
+      if (for_host && take_from_host(epoch, at_least)) return view_;  // it came just before
+      if (fetch_version(lock, epoch, version, for_host)) return view_;
       ++counters_.retries;
     }
   }
@@ -81,10 +82,11 @@ class WeightClient::Fetcher {
  private:
   PolicyVersion wait_for_offers(Lock& lock, int64_t epoch, PolicyVersion at_least);
   std::optional<PolicyVersion> newest_of_all(int64_t epoch, PolicyVersion at_least) const;
+  bool is_patient(int64_t& seen, Clock::time_point& until) const;
   bool take_from_host(int64_t epoch, PolicyVersion at_least);
   bool fetch_version(Lock& lock, int64_t epoch, PolicyVersion version, bool for_host);
   void ask_all(int64_t epoch, PolicyVersion version);
-  bool wait_for_all(Lock& lock, Phase phase, PolicyVersion version);
+  bool wait_for_all(Lock& lock, Phase phase, PolicyVersion version, bool for_host);
   std::unique_ptr<WeightSet> make_set(bool for_host);
   void take(std::unique_ptr<WeightSet> next);
   void cancel_all(Lock& lock);
@@ -132,6 +134,14 @@ std::optional<PolicyVersion> WeightClient::Fetcher::newest_of_all(int64_t epoch,
   return std::nullopt;
 }
 
+// Until the worker that fetches for the host has not got on for too long.
+bool WeightClient::Fetcher::is_patient(int64_t& seen, Clock::time_point& until) const {
+  const int64_t progress = host_->progress();
+  if (progress != seen) until = Clock::now() + options_.host_patience;
+  seen = progress;
+  return Clock::now() < until;
+}
+
 // Where another worker of this host has fetched one that is new enough.
 bool WeightClient::Fetcher::take_from_host(int64_t epoch, PolicyVersion at_least) {
   const PolicyVersion newer_than = view_.epoch == epoch ? std::max(view_.version, at_least - 1) : at_least - 1;
@@ -148,10 +158,10 @@ bool WeightClient::Fetcher::fetch_version(Lock& lock, int64_t epoch, PolicyVersi
   bool all = false;
   try {
     ask_all(epoch, version);
-    if (wait_for_all(lock, Phase::kListed, version)) {
+    if (wait_for_all(lock, Phase::kListed, version, for_host)) {
       next = make_set(for_host);
       for (const auto& source : sources_) source->receive_into(*next, current_.get());
-      all = wait_for_all(lock, Phase::kDone, version);
+      all = wait_for_all(lock, Phase::kDone, version, for_host);
     }
   } catch (...) {
     cancel_all(lock);  // no thread may go on placing into a set that goes
@@ -179,7 +189,7 @@ void WeightClient::Fetcher::ask_all(int64_t epoch, PolicyVersion version) {
   }
 }
 
-bool WeightClient::Fetcher::wait_for_all(Lock& lock, Phase phase, PolicyVersion version) {
+bool WeightClient::Fetcher::wait_for_all(Lock& lock, Phase phase, PolicyVersion version, bool for_host) {
   while (true) {
     bool all = true;
     for (const auto& source : sources_) {
@@ -189,6 +199,7 @@ bool WeightClient::Fetcher::wait_for_all(Lock& lock, Phase phase, PolicyVersion 
     }
     if (all) return true;
     wait(lock, format("weights of version {}", version));
+    if (for_host) host_->note_progress();
   }
 }
 

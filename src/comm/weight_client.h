@@ -33,7 +33,7 @@ struct WeightClientOptions {
   // memory: the first to want a version fetches it, the others map it. Empty: each has its own.
   std::string host_dir = {};  // "/dev/shm"
   std::string run_id = {};    // of hub.json
-  // One who fetches for the others and does not come to an end may be stopped or slow: then each fetches for itself.
+  // One who fetches for the others and gets no chunk for so long may be stopped: then each fetches for itself.
   std::chrono::milliseconds host_patience{10000};
 };
 

@@ -50,7 +50,7 @@ WeightPart read_part(WireReader& reader) {
   part.shape = reader.array<int64_t>();
   if (part.shape.size() > kMaxDimensions)
     throw FormatError("weights {}: a shape of {} dimensions.", part.name, part.shape.size());
-  const int64_t elements = num_elements(part.shape);
+  const int64_t elements = num_weight_elements(part.shape);
   part.begin = reader.number<int64_t>();
   part.end = reader.number<int64_t>();
   if (part.begin < 0 || part.begin > part.end || part.end > elements)
@@ -60,7 +60,7 @@ WeightPart read_part(WireReader& reader) {
 
 }  // namespace
 
-int64_t num_elements(const std::vector<int64_t>& shape) {
+int64_t num_weight_elements(const std::vector<int64_t>& shape) {
   int64_t elements = 1;
   for (const int64_t size : shape) {
     if (size < 0 || (size > 0 && elements > kMaxElements / size))

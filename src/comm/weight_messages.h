@@ -87,6 +87,6 @@ WeightChunk decode_weight_chunk(std::string_view bytes);  // its bytes lie in th
 int64_t decode_request_number(std::string_view bytes);
 
 bool same_parts(const std::vector<WeightPart>& a, const std::vector<WeightPart>& b);  // but for their bytes
-int64_t num_elements(const std::vector<int64_t>& shape);  // FormatError where it is negative or beyond 2^48
+int64_t num_weight_elements(const std::vector<int64_t>& shape);  // FormatError where it is negative or beyond 2^48
 
 }  // namespace temper

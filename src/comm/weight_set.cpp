@@ -45,7 +45,7 @@ void check_cover(const std::string& name, std::vector<PlacedPart> parts) {
                         part->begin, part->end, covered, part->begin < covered ? "two of one" : "some are missing");
     covered = part->end;
   }
-  const int64_t elements = num_elements(parts.front().part->shape);
+  const int64_t elements = num_weight_elements(parts.front().part->shape);
   if (covered != elements) throw FormatError("weights {}: the ranks have {} of {} elements.", name, covered, elements);
 }
 
@@ -82,7 +82,7 @@ void WeightLayout::add_tensors(const std::vector<WeightManifest>& manifests, int
                           join(part->shape), rank, weight_dtype_name(first.dtype), join(first.shape),
                           parts.front().rank);
     check_cover(name, parts);
-    const int64_t size = num_elements(first.shape) * element_bytes(first.dtype);
+    const int64_t size = num_weight_elements(first.shape) * element_bytes(first.dtype);
     if (size > max_bytes - size_bytes_)
       throw FormatError("weights {}: with its {} bytes the weights are more than the {} allowed.", name, size,
                         max_bytes);

@@ -16,7 +16,7 @@ std::span<const std::byte> as_bytes(std::string_view text) {
 }
 
 void check_part(const WeightPart& part) {
-  TEMPER_CHECK(0 <= part.begin && part.begin <= part.end && part.end <= num_elements(part.shape),
+  TEMPER_CHECK(0 <= part.begin && part.begin <= part.end && part.end <= num_weight_elements(part.shape),
                "weights {}: elements {} to {} of shape [{}]", part.name, part.begin, part.end, join(part.shape));
   const int64_t bytes = (part.end - part.begin) * element_bytes(part.dtype);
   TEMPER_CHECK(static_cast<int64_t>(part.bytes.size()) == bytes, "weights {}: {} bytes for {} elements of {}",

@@ -85,6 +85,16 @@ TEST_F(HostWeightsTest, WhatOneCommitsTheOthersFind) {
   EXPECT_EQ(found->view().tensors.at("a").bytes, bytes_);
 }
 
+TEST_F(HostWeightsTest, TheOthersSeeThatAFetchGetsOn) {
+  HostWeights writer(dir_, "run"), reader(dir_, "run");
+  ASSERT_TRUE(writer.try_begin());
+  const int64_t before = reader.progress();
+  EXPECT_EQ(reader.progress(), before);
+  const auto end = patience();
+  while (reader.progress() == before && std::chrono::steady_clock::now() < end) writer.note_progress();
+  EXPECT_GT(reader.progress(), before);
+}
+
 TEST_F(HostWeightsTest, HalfACopyOfADeadProcessIsNeverUsed) {
   HostWeights host(dir_, "run");
   in_killed_process([&] {
