@@ -39,12 +39,13 @@ def score(text, answer):
 
 
 def accuracy(model, tokenizer, items, new_tokens):
+    device = model.device.type
     correct = 0
     for begin in range(0, len(items), 50):
         part = items[begin : begin + 50]
         texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p, _ in part]
-        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(device)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             out = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False)
         for row, (_, answer) in zip(out[:, batch["input_ids"].shape[1] :], part):
             correct += score(tokenizer.decode(row, skip_special_tokens=True), answer)
@@ -76,6 +77,7 @@ def main():
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--evaluate-at", type=int, nargs="*", default=[], help="steps after which the greedy accuracies are measured as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -88,7 +90,7 @@ def main():
         return [score(completion[0]["content"], expected) for completion, expected in zip(completions, answer)]
 
     config = GRPOConfig(
-        output_dir="trl_out", use_cpu=True, bf16=True, seed=arguments.seed, max_steps=arguments.steps, per_device_train_batch_size=32,
+        output_dir="trl_out", use_cpu=arguments.device == "cpu", bf16=True, seed=arguments.seed, max_steps=arguments.steps, per_device_train_batch_size=32,
         num_generations=8, max_completion_length=48, beta=0.0, epsilon=0.2, loss_type="dapo", scale_rewards="group", temperature=1.0,
         learning_rate=2e-5, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, num_iterations=1,
         gradient_accumulation_steps=1, shuffle_dataset=False, gradient_checkpointing=False, logging_steps=1, report_to=[], save_strategy="no",
