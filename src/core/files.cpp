@@ -69,6 +69,17 @@ void write_file_atomically(const std::string& path, std::string_view bytes) {
       std::filesystem::path(path).parent_path().empty() ? "." : std::filesystem::path(path).parent_path().string());
 }
 
+bool replace_file(const std::string& path, std::string_view bytes) {
+  const std::string temporary = format("{}.tmp-{}", path, ::getpid());
+  const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (descriptor < 0) return false;
+  bool good = write_all(descriptor, bytes);
+  good = ::close(descriptor) == 0 && good;
+  if (good && ::rename(temporary.c_str(), path.c_str()) == 0) return true;
+  ::unlink(temporary.c_str());
+  return false;
+}
+
 void check_can_write(const std::string& path) {
   std::error_code code;
   const auto status = std::filesystem::status(path, code);
@@ -123,10 +134,23 @@ MappedFile::MappedFile(MappedFile&& other) noexcept : data_(other.data_), size_b
   other.size_bytes_ = 0;
 }
 
+std::string lock_label() {
+  const std::string job = slurm_job();
+  return format("host {} pid {}{}", host_name(), ::getpid(), job.empty() ? job : format(" of Slurm job {}", job));
+}
+
 FileLock::FileLock(const std::string& path) : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
   if (descriptor_ < 0)
     throw IoError("{}: the lock file cannot be opened ({}). Check the folder's permissions.", path, reason());
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) {
+      const std::string why = reason();
+      ::close(descriptor_);
+      throw IoError(
+          "{}: cannot be locked ({}), so a second run could write here unnoticed. Mount the file system with flock "
+          "support, or choose another --run.dir.",
+          path, why);
+    }
     char holder[256] = {};
     const ssize_t size = ::pread(descriptor_, holder, sizeof holder - 1, 0);
     ::close(descriptor_);
@@ -135,12 +159,20 @@ FileLock::FileLock(const std::string& path) : descriptor_(::open(path.c_str(), O
     throw ConfigError("{}: this run directory is in use by {}. Wait for it, stop it, or choose another --run.name.",
                       path, name.empty() ? "another process" : name);
   }
-  const std::string text = format("host {} pid {}\n", host_name(), ::getpid());
+  const std::string text = lock_label() + "\n";
   if (::ftruncate(descriptor_, 0) != 0 || !write_all(descriptor_, text)) { /* the lock holds without its label */
   }
 }
 
 FileLock::~FileLock() { ::close(descriptor_); }
+
+bool is_locked(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return false;
+  const bool held = ::flock(descriptor, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  ::close(descriptor);
+  return held;
+}
 
 LineWriter::LineWriter(const std::string& path, int64_t keep_bytes)
     : path_(path), descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {

@@ -32,7 +32,14 @@ class MappedFile {
   size_t size_bytes_ = 0;
 };
 
-// Holds `path` by flock; writes host and pid into it. A second holder gets a ConfigError that names the first.
+// Replaces `path` in one go, as above, without waiting for the disk: for what is written all the time and worth nothing
+// after the machine went down. False: it could not be written, and what was there stays.
+bool replace_file(const std::string& path, std::string_view bytes);
+
+// Who holds a run directory: "host n1 pid 123", inside a Slurm job also its number.
+std::string lock_label();
+
+// Holds `path` by flock; writes lock_label() into it. A second holder gets a ConfigError that names the first.
 class FileLock {
  public:
   explicit FileLock(const std::string& path);
@@ -43,6 +50,9 @@ class FileLock {
  private:
   int descriptor_;
 };
+
+// Whether somebody holds a FileLock on `path`. False where there is no such file.
+bool is_locked(const std::string& path);
 
 // Appends whole lines with one write(2) each. A failed append (disk full) returns false: the caller counts it and goes
 // on.

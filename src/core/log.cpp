@@ -84,4 +84,12 @@ void log_text(LogLevel level, const std::string& text) {
   if (after_line) after_line();
 }
 
+void log_to_file(LogLevel level, const std::string& text) {
+  std::lock_guard lock(mutex);
+  if (logger().sinks().size() < 2) return;
+  spdlog::sinks::sink& file = *logger().sinks().back();
+  file.log(spdlog::details::log_msg(logger().name(), spdlog_level(level), text));
+  file.flush();
+}
+
 }  // namespace temper

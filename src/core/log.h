@@ -19,6 +19,7 @@ void set_log_file(const std::string& path);   // every line is also appended the
 void set_log_hooks(void (*before)(), void (*after)());
 
 void log_text(LogLevel level, const std::string& text);
+void log_to_file(LogLevel level, const std::string& text);  // for the log file alone
 
 template <class... Args>
 void log_debug(std::string_view text, const Args&... args) {

@@ -28,6 +28,16 @@ std::string host_name() {
   return name;
 }
 
+std::string slurm_job() {
+  const char* number = std::getenv("SLURM_JOB_ID");
+  return number == nullptr ? "" : number;
+}
+
+int64_t slurm_step_tasks() {
+  const char* number = std::getenv("SLURM_STEP_NUM_TASKS");
+  return number == nullptr ? 1 : std::strtoll(number, nullptr, 10);
+}
+
 char process_state(int64_t pid) {
   const std::string fields = process_fields(pid);
   return fields.empty() ? '?' : fields.front();

@@ -5,7 +5,9 @@
 
 namespace temper {
 
-std::string host_name();  // of this machine
+std::string host_name();     // of this machine
+std::string slurm_job();     // the number of the Slurm job that this process belongs to; empty outside one
+int64_t slurm_step_tasks();  // how many processes the srun began that began this one; 1 where none did
 
 // Of a process of this machine, from /proc: the state letter ('T' is stopped), '?' where there is none such; when it
 // began, in clock ticks since the machine did, -1 where there is none such.
