@@ -7,6 +7,7 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(MUPARSER REQUIRED IMPORTED_TARGET muparser)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(PROMETHEUS REQUIRED IMPORTED_TARGET prometheus-cpp-pull)  # observe
 if(TEMPER_WITH_TORCH)
   pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)    # comm
   pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)  # comm

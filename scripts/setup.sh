@@ -25,7 +25,8 @@ apt_packages() {
   local wanted=(build-essential cmake ninja-build ccache mold pkg-config git ca-certificates unzip
     python3 python3-pip python3-venv
     libopenmpi-dev openmpi-bin libhdf5-dev libspdlog-dev libcxxopts-dev libtomlplusplus-dev nlohmann-json3-dev
-    libpcre2-dev libmuparser-dev libutf8proc-dev libxxhash-dev libzstd-dev libzmq3-dev libcpp-httplib-dev libgtest-dev libgmock-dev libnuma1 bubblewrap)
+    libpcre2-dev libmuparser-dev libutf8proc-dev libxxhash-dev libzstd-dev libzmq3-dev libcpp-httplib-dev prometheus-cpp-dev libgtest-dev
+    libgmock-dev libnuma1 bubblewrap)
   [ "${1:-}" != "--slurm" ] || wanted+=(slurm-wlm slurmd slurmctld slurm-client munge libpmix-dev)
   local missing=() package
   for package in "${wanted[@]}"; do

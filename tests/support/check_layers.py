@@ -30,6 +30,7 @@ THIRD_PARTY = [
     (re.compile(r"^(hdf5|H5)"), {"checkpoint"}),
     (re.compile(r"^httplib"), {"apps"}),
     (re.compile(r"^muParser"), {"rollout"}),
+    (re.compile(r"^prometheus/"), {"observe"}),
     (re.compile(r"^(mpi|nccl|zmq)"), {"comm"}),
     (re.compile(r"^(nlohmann/(?!json_fwd)|xxhash|zstd|pcre2)"), ALL),
 ]
