@@ -179,4 +179,21 @@ double CommandLine::number(const std::string& name, double low, double high) con
 
 const std::vector<std::string>& CommandLine::overrides() const { return state_->overrides; }
 
+std::string typed_command(int argc, char** argv) {
+  std::string text = "temper";
+  for (int i = 0; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool plain = word.find_first_of(" '\"\\$&|;<>()[]{}*?#~\t\n") == std::string::npos && !word.empty();
+    text += " ";
+    if (plain) {
+      text += word;
+      continue;
+    }
+    text += '\'';
+    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    text += '\'';
+  }
+  return text;
+}
+
 }  // namespace temper

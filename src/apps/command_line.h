@@ -46,4 +46,7 @@ class CommandLine {
   std::unique_ptr<State> state_;
 };
 
+// "temper run a.toml …": the command as it was typed, with blanks and the like quoted. argv[0] is the subcommand.
+std::string typed_command(int argc, char** argv);
+
 }  // namespace temper

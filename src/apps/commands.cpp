@@ -14,6 +14,7 @@ std::span<const Command> commands() {
       {"serve", "the OpenAI chat and completions API", run_serve},
       {"loss", "loss, gradients and metrics of any [algo] setting on given numbers", run_loss},
       {"report", "one HTML page of a run: curves, throughput, completions", run_report},
+      {"status", "who works on a run, how far it is, its newest checkpoints", run_status},
       {"checkpoint", "lists, describes and verifies checkpoints", run_checkpoint},
       {"bench", "measures a part on this machine; one JSON line a result", run_bench},
   };

@@ -23,6 +23,7 @@ int run_tokenize(int argc, char** argv);
 int run_serve(int argc, char** argv);
 int run_loss(int argc, char** argv);
 int run_report(int argc, char** argv);
+int run_status(int argc, char** argv);
 int run_checkpoint(int argc, char** argv);
 int run_bench(int argc, char** argv);
 

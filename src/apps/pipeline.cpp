@@ -7,6 +7,7 @@
 
 #include "apps/memory_plan.h"
 #include "apps/model_source.h"
+#include "apps/rank_world.h"
 #include "apps/run_directory.h"
 #include "apps/stage_session.h"
 #include "checkpoint/atomic_directory.h"
@@ -98,24 +99,7 @@ void log_device(const Config& config) {
            type.compute == at::kBFloat16 ? "bf16" : "f32", config.run_dir());
 }
 
-}  // namespace
-
-ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks) {
-  for (const std::string& warning : config.warnings) log_warning("{}", warning);
-  install_stop_handlers();
-  set_deterministic(config.run.deterministic);
-  RunDirectory run(config, ranks);
-  log_device(config);
-  if (Communicator* communicator = ranks.communicator()) {
-    const auto late =
-        std::chrono::milliseconds(static_cast<int64_t>(std::min(60.0, config.train.comm_timeout_s / 2) * 1000));
-    communicator->set_board(std::make_unique<RankBoard>(run.path() + "/logs", ranks.rank(), ranks.size(), late));
-  }
-  if (fs::exists(run.model() + "/config.json") && config.checkpoint.resume == "auto") {
-    log_info("{} is finished: its model is in {}. Start afresh with --checkpoint.resume=never.", run.path(),
-             run.model());
-    return ExitCode::kDone;
-  }
+ExitCode run_stages(const Config& config, const std::string& continue_command, const Ranks& ranks, RunDirectory& run) {
   StartPoint start = find_start(config, run);
   if (!start.checkpoint.empty()) {
     ranks.wait_for_all("what is there is read");
@@ -164,6 +148,43 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command,
   }
   log_info("done: model in {}, report in {}/report.html", run.model(), run.path());
   return ExitCode::kDone;
+}
+
+}  // namespace
+
+std::string continuing(std::string typed_command, const Config& config) {
+  return typed_command + (config.checkpoint.resume == "auto" ? "" : " --checkpoint.resume=auto");
+}
+
+ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks) {
+  for (const std::string& warning : config.warnings) log_warning("{}", warning);
+  install_stop_handlers();
+  set_deterministic(config.run.deterministic);
+  RunDirectory run(config, ranks);
+  log_device(config);
+  warn_of_clocks(ranks);
+  if (Communicator* communicator = ranks.communicator()) {
+    const auto late =
+        std::chrono::milliseconds(static_cast<int64_t>(std::min(60.0, config.train.comm_timeout_s / 2) * 1000));
+    communicator->set_board(std::make_unique<RankBoard>(run.path() + "/logs", ranks.rank(), ranks.size(), late));
+  }
+  if (fs::exists(run.model() + "/config.json") && config.checkpoint.resume == "auto") {
+    log_info("{} is finished: its model is in {}. Start afresh with --checkpoint.resume=never.", run.path(),
+             run.model());
+    return ExitCode::kDone;
+  }
+  run.begin(continue_command, ranks.size());
+  try {
+    const ExitCode code = run_stages(config, continue_command, ranks, run);
+    run.end(code == ExitCode::kDone ? RunPhase::kFinished : RunPhase::kStopped, static_cast<int>(code));
+    return code;
+  } catch (const std::exception& error) {  // the directory keeps why it ended; main() tells the user
+    const auto* known = dynamic_cast<const Error*>(&error);
+    const std::string text = error.what();
+    run.end(RunPhase::kFailed, known != nullptr ? static_cast<int>(known->exit_code()) : 1,
+            text.substr(0, text.find('\n')));
+    throw;
+  }
 }
 
 }  // namespace temper

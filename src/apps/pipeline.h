@@ -9,6 +9,9 @@
 
 namespace temper {
 
+// The command that goes on with the run: the one that was typed, where that did not ask for a fresh or older start.
+std::string continuing(std::string typed_command, const Config& config);
+
 // continue_command: what to type to go on after a stop. Every rank calls this.
 ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks = {});
 

@@ -1,10 +1,13 @@
 #include "apps/rank_world.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <set>
 
 #include "apps/model_source.h"
 #include "comm/nccl_communicator.h"
+#include "core/clock.h"
 #include "core/log.h"
 #include "core/process.h"
 #include "model/device.h"
@@ -50,6 +53,25 @@ void warn_of_placement(const Ranks& ranks) {
   if (ranks.num_replicas() > 1)
     warn_of_spread_group(machines, static_cast<size_t>(ranks.size() / ranks.num_replicas()), "hold one replica",
                          "every layer's weights cross");
+}
+
+void warn_of_clocks(const Ranks& ranks) {
+  constexpr double kTolerance = 5;  // seconds; the ranks do not look at the same instant
+  if (ranks.size() == 1) return;
+  ranks.wait_for_all("clocks");
+  const std::vector<std::string> times =
+      ranks.communicator()->gather_texts("clocks", format("{} {}", std::llround(seconds_since_epoch()), host_name()));
+  if (!ranks.leads()) return;
+  const int64_t mine = std::stoll(times[0]);
+  for (size_t r = 1; r < times.size(); ++r) {
+    const int64_t ahead = std::stoll(times[r]) - mine;
+    if (static_cast<double>(std::abs(ahead)) <= kTolerance) continue;
+    log_warning(
+        "the clock of rank {}'s machine ({}) is {} s {} that of rank 0 ({}): times in logs and status.json mislead. "
+        "Synchronise the machines with NTP.",
+        r, times[r].substr(times[r].find(' ') + 1), std::abs(ahead), ahead > 0 ? "ahead of" : "behind", host_name());
+    return;
+  }
 }
 
 }  // namespace temper

@@ -16,4 +16,8 @@ std::unique_ptr<Communicator> connect_ranks(MpiWorld& world, Device device, cons
 // them: their every layer then waits for the network. A collective call.
 void warn_of_placement(const Ranks& ranks);
 
+// Says where a machine's clock is seconds off the first rank's: times in logs and status.json then mislead. A
+// collective call.
+void warn_of_clocks(const Ranks& ranks);
+
 }  // namespace temper

@@ -40,24 +40,6 @@ void print_plan(const Config& config) {
     if (config.stages[i].own_model) refuse_if_too_large(config.stages[i], config.stages[i].model.path);
 }
 
-// The command as it was typed, with blanks and the like quoted.
-std::string typed_command(int argc, char** argv) {
-  std::string text = "temper";
-  for (int i = 0; i < argc; ++i) {
-    const std::string word = argv[i];
-    const bool plain = word.find_first_of(" '\"\\$&|;<>()[]{}*?#~\t\n") == std::string::npos && !word.empty();
-    text += " ";
-    if (plain) {
-      text += word;
-      continue;
-    }
-    text += '\'';
-    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    text += '\'';
-  }
-  return text;
-}
-
 }  // namespace
 
 int run_run(int argc, char** argv) {
@@ -66,7 +48,7 @@ int run_run(int argc, char** argv) {
   line.add_positional("CONFIG");
   line.add_config_overrides();
   line.add_flag("dry-run", "print the resolved configuration and the memory it takes, and stop");
-  const std::string command = typed_command(argc, argv);
+  const std::string typed = typed_command(argc, argv);
   if (!line.parse(argc, argv)) return 0;
   const Config config = load_config(line.text("CONFIG"), line.overrides());
   check_models(config);
@@ -75,7 +57,12 @@ int run_run(int argc, char** argv) {
     print_plan(config);
     return 0;
   }
-  if (config.train.ranks > 1) return run_ranks(config.train.ranks, {argv + 1, argv + argc});
+  const std::string command = continuing(typed, config);
+  if (config.train.ranks > 1) {
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    arguments.push_back("--continue-command=" + command);
+    return run_ranks(config, std::move(arguments));
+  }
   return static_cast<int>(run_pipeline(config, command));
 }
 

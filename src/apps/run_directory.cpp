@@ -2,12 +2,17 @@
 
 #include <ATen/ATen.h>
 
+#include <chrono>
 #include <filesystem>
+#include <thread>
 
 #include "config/load.h"
 #include "config/stage_models.h"
+#include "core/clock.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 #include "core/log.h"
+#include "core/process.h"
 
 namespace temper {
 namespace fs = std::filesystem;
@@ -28,6 +33,17 @@ void move_aside(const std::string& path) {
   log_info("checkpoint.resume = never: the earlier run is now {}", aside);
 }
 
+// A requeued job may start before the file system has let go of the lock that its earlier start held on a lost node.
+void wait_for_earlier_start(const std::string& lock) {
+  constexpr double kLongest = 180;  // seconds; NFS frees the locks of a silent client after 90
+  const std::string job = slurm_job();
+  if (job.empty() || !is_locked(lock)) return;
+  const auto is_own = [&] { return read_file(lock).ends_with(format(" of Slurm job {}\n", job)); };
+  if (is_own()) log_info("{}: still held by an earlier start of this job; waiting up to {} s", lock, kLongest);
+  for (const Stopwatch watch; is_locked(lock) && is_own() && watch.seconds() < kLongest && !stop_requested();)
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+}
+
 }  // namespace
 
 RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
@@ -37,9 +53,21 @@ RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
 }
 
 void RunDirectory::claim() {
+  wait_for_earlier_start(path_ + "/lock");
   if (config_.checkpoint.resume == "never") move_aside(path_);
   make_directories(path_ + "/logs");
   lock_ = std::make_unique<FileLock>(path_ + "/lock");
+}
+
+void RunDirectory::begin(const std::string& command, int num_ranks) {
+  if (!leads_) return;
+  RunStatus status;
+  status.run = config_.run.name;
+  status.num_ranks = num_ranks;
+  status.command = command;
+  for (const StageConfig& stage : config_.stages)
+    status.stages.push_back({stage.name, stage.train.max_steps, checkpoints(stage)});
+  status_ = std::make_unique<StatusFile>(path_ + "/status.json", std::move(status));
 }
 
 std::string RunDirectory::checkpoints(const StageConfig& stage) const {
@@ -57,12 +85,18 @@ void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step
     tensorboard_ =
         std::make_unique<TensorBoardWriter>(path_ + "/tb", resumed ? std::optional(next_global_step) : std::nullopt);
   progress_ = std::make_unique<Progress>();
+  if (!config_.log.prometheus.empty()) {
+    prometheus_ = std::make_unique<PrometheusEndpoint>(config_.log.prometheus, config_.run.name);
+    log_info("metrics for Prometheus: http://{}/metrics", prometheus_->address());
+  }
 }
 
 void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
   if (!leads_) return;
   log_every_ = stage.log.every_steps;
   progress_->begin_stage(stage.name, stage.train.max_steps, first_step);
+  status_->begin_stage(*stage_index(config_, stage.name), first_step);
+  if (prometheus_) prometheus_->begin_stage(stage.name, stage.train.max_steps);
 }
 
 void RunDirectory::locate_models(StageConfig& stage) const {
@@ -74,6 +108,8 @@ void RunDirectory::locate_models(StageConfig& stage) const {
 void RunDirectory::write(const MetricRecord& record) {
   if (!leads_) return;
   progress_->update(record);
+  status_->update(record);
+  if (prometheus_) prometheus_->write(record);
   bool evaluated = record.step == 0;
   for (const auto& [name, value] : record.values) evaluated = evaluated || name.starts_with("eval/");
   if (!evaluated && record.step % log_every_ != 0) return;
@@ -116,8 +152,19 @@ void RunDirectory::write_completions(const StepResult& step, const std::vector<s
   }
 }
 
+void RunDirectory::saved(int64_t step, bool good) {
+  if (!leads_) return;
+  status_->saved(step, good);
+  if (prometheus_) prometheus_->saved(good);
+}
+
 void RunDirectory::end_stage() {
   if (leads_) progress_->end_stage();
+}
+
+void RunDirectory::end(RunPhase phase, int exit_code, const std::string& error) {
+  if (!error.empty()) log_to_file(LogLevel::kError, error);
+  if (leads_) status_->end(phase, exit_code, error);
 }
 
 }  // namespace temper

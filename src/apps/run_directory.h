@@ -1,6 +1,6 @@
-// runs/NAME: its lock, the places of its files, and what a run writes there as it goes: metrics.jsonl, TensorBoard,
-// completions.jsonl, the progress bar. One object a process; one thread. Of several ranks the first writes; the others
-// know the places, and keep a log of their own.
+// runs/NAME: its lock, the places of its files, and what a run shows and writes there as it goes: metrics.jsonl,
+// TensorBoard, completions.jsonl, status.json, the progress bar, the Prometheus endpoint. One object a process; one
+// thread. Of several ranks the first writes; the others know the places, and keep a log of their own.
 #pragma once
 #include <memory>
 #include <optional>
@@ -11,6 +11,8 @@
 #include "core/metric_record.h"
 #include "observe/metric_sink.h"
 #include "observe/progress.h"
+#include "observe/prometheus.h"
+#include "observe/run_status.h"
 #include "observe/tensorboard.h"
 #include "trainer/train_loop.h"
 
@@ -20,6 +22,9 @@ class RunDirectory {
  public:
   // Makes and locks the directory. With checkpoint.resume = never an earlier run's directory is renamed aside first.
   explicit RunDirectory(const Config& config, const Ranks& ranks = {});
+
+  // From here on status.json tells how the run is. command: what to type to continue it.
+  void begin(const std::string& command, int num_ranks);
 
   const std::string& path() const { return path_; }
   std::string stage_model(const StageConfig& stage) const { return path_ + "/stages/" + stage.name + "/model"; }
@@ -36,7 +41,10 @@ class RunDirectory {
   void begin_stage(const StageConfig& stage, int64_t first_step);
   void write(const MetricRecord& record);
   void write_completions(const StepResult& step, const std::vector<std::string>& reward_names, int64_t count);
+  void saved(int64_t step, bool good);  // a checkpoint, or none for want of disk
   void end_stage();
+  // How the run ends in this process, for status.json. error: of a run that failed.
+  void end(RunPhase phase, int exit_code, const std::string& error = "");
 
  private:
   void claim();
@@ -48,6 +56,8 @@ class RunDirectory {
   std::unique_ptr<JsonlSink> metrics_, completions_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::unique_ptr<Progress> progress_;
+  std::unique_ptr<StatusFile> status_;
+  std::unique_ptr<PrometheusEndpoint> prometheus_;
   int64_t log_every_ = 1;
 };
 

@@ -339,6 +339,7 @@ StageOutcome StageSession::run() {
       result.record.set("training/off_policy/teacher_share", parts.teachers_part(result.batch));
     parts.run.write_completions(result, reward_names, parts.stage.log.completions);
   };
+  stage.hooks.on_save = [&](int64_t step, bool good) { parts.run.saved(step, good); };
   stage.hooks.stop_requested = stop_requested;
   parts.run.begin_stage(parts.stage, parts.counters.step);
   Stage runner(std::move(stage), parts.counters, parts.resumed);

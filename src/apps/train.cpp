@@ -10,6 +10,7 @@
 #include "apps/rank_world.h"
 #include "config/load.h"
 #include "core/log.h"
+#include "core/process.h"
 
 namespace temper {
 namespace {
@@ -25,6 +26,15 @@ void check_number_of_ranks(const Config& config, int started) {
   if (config.train.ranks > 1 && config.train.ranks != started)
     throw ConfigError("train.ranks = {}, but the launcher started {}. Start as many, or leave the key out.",
                       config.train.ranks, started);
+}
+
+// srun starts as many as it is told, but without PMIx none knows of the others: each would be a run of its own.
+void check_alone_in_step() {
+  if (const int64_t tasks = slurm_step_tasks(); tasks > 1)
+    throw ConfigError(
+        "srun started {} tasks without PMIx, so they cannot find each other. Start them with srun --mpi=pmix (srun "
+        "--mpi=list shows whether this Slurm has it), or start one.",
+        tasks);
 }
 
 // Before anything is made of them: every rank runs the same program on the same configuration.
@@ -43,10 +53,18 @@ void compare_ranks(const Ranks& ranks, const Config& config) {
   }
 }
 
-int train(const Config& config, const Ranks& ranks) {
+// Where `temper run` did not say it: the launcher has to start as many again.
+std::string continue_command(const CommandLine& line, const std::string& command, int num_ranks) {
+  if (line.given("continue-command")) return line.text("continue-command");
+  if (!is_launched_by_mpi()) return command;
+  return slurm_job().empty() ? format("mpirun -n {} {}", num_ranks, command)
+                             : format("srun --mpi=pmix {} (submit the job again)", command);
+}
+
+int train(const Config& config, const std::string& command, const Ranks& ranks) {
   if (!ranks.leads()) set_terminal_log_level(LogLevel::kError);
   compare_ranks(ranks, config);
-  return static_cast<int>(run_pipeline(config, "the same command again", ranks));
+  return static_cast<int>(run_pipeline(config, command, ranks));
 }
 
 }  // namespace
@@ -56,12 +74,16 @@ int run_train(int argc, char** argv) {
                    "CONFIG [--section.key=value …] [--stage.NAME.section.key=value …]");
   line.add_positional("CONFIG");
   line.add_config_overrides();
+  line.add_option("continue-command", "TEXT", "what to type to continue the run, for messages; `temper run` gives it");
+  const std::string typed = typed_command(argc, argv);
   if (!line.parse(argc, argv)) return 0;
   const Config config = load_config(line.text("CONFIG"), line.overrides());
+  const std::string command = continuing(typed, config);
   if (!is_launched_by_mpi()) {
+    check_alone_in_step();
     check_number_of_ranks(config, 1);
     check_models(config);
-    return train(config, {});
+    return train(config, continue_command(line, command, 1), {});
   }
   MpiWorld world(comm_options(config));
   const auto end_all = [&](ExitCode code, const char* why) {
@@ -72,7 +94,7 @@ int run_train(int argc, char** argv) {
     const auto communicator = connect_ranks(world, config.stages.front().run.device, comm_options(config));
     check_number_of_ranks(config, communicator->size());
     check_models(config);
-    return train(config, Ranks(*communicator));
+    return train(config, continue_command(line, command, communicator->size()), Ranks(*communicator));
   } catch (const Error& error) {
     end_all(error.exit_code(), error.what());
   }

@@ -237,6 +237,7 @@ struct TrainSection {
   int64_t replicas = 1;
   int64_t ranks = 1;
   double comm_timeout_s = 600;
+  int64_t max_restarts = 3;
   bool operator==(const TrainSection&) const = default;
 };
 
@@ -277,6 +278,7 @@ struct LogSection {
   bool tensorboard = true;
   int64_t every_steps = 1;
   int64_t completions = 16;  // completions of a step that go to completions.jsonl; 0: none
+  std::string prometheus;    // HOST:PORT of the endpoint; empty: none
   bool operator==(const LogSection&) const = default;
 };
 

@@ -99,7 +99,9 @@ class Loader {
     resolve_defaults(stem(), &config);
     if (!has_stages_) static_cast<Sections&>(config) = config.stages.front();
     for (size_t i = 0; i < config.stages.size(); ++i) check(config, i);
+    for (const std::string& conflict : run_conflicts(config)) errors_.push_back(format("{}: {}", origin_, conflict));
     throw_if_wrong();
+    for (const std::string& doubt : run_doubts(config)) add_warning(doubt);
     for (const std::string& doubt : pipeline_doubts(config.stages)) add_warning(doubt);
     config.warnings = std::move(warnings_);
     return config;

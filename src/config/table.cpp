@@ -307,6 +307,11 @@ void add_train(TableBuilder& table) {
       .unit("s")
       .above(0)
       .whole_run();
+  TEMPER_KEY(train.max_restarts,
+             "How often `temper run` starts the ranks again, from the newest checkpoint, after one was killed or lost"
+             " the others.")
+      .at_least(0)
+      .whole_run();
 }
 
 void add_optim(TableBuilder& table) {
@@ -352,6 +357,11 @@ void add_rest(TableBuilder& table) {
   TEMPER_KEY(log.tensorboard, "Writes TensorBoard event files to tb in the run directory.").whole_run();
   TEMPER_KEY(log.every_steps, "Writes metrics every so many steps.").unit("steps").at_least(1);
   TEMPER_KEY(log.completions, "Completions of a step that go to completions.jsonl; 0: none.").at_least(0);
+  TEMPER_KEY(log.prometheus,
+             "HOST:PORT, such as 127.0.0.1:9464, where a Prometheus server finds the metrics, at /metrics; without"
+             " password, by plain HTTP.")
+      .by_default("none")
+      .whole_run();
 }
 
 #undef TEMPER_KEY

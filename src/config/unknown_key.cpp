@@ -144,8 +144,7 @@ const std::map<std::string, std::string, std::less<>>& foreign_names() {
 
 // Known to the documents, without effect in this version, so not accepted.
 const std::set<std::string, std::less<>>& later_names() {
-  static const std::set<std::string, std::less<>> kNames = {"train.max_restarts",
-                                                            "async.in_flight_updates",
+  static const std::set<std::string, std::less<>> kNames = {"async.in_flight_updates",
                                                             "async.recompute_kv_cache",
                                                             "async.staleness_policy",
                                                             "async.lease_timeout_s",

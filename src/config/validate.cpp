@@ -1,6 +1,7 @@
 #include "config/validate.h"
 
 #include <algorithm>
+#include <charconv>
 #include <set>
 
 #include "config/algo_rules.h"
@@ -145,6 +146,23 @@ void check_engine(const StageConfig& s, Messages* out) {
                           (s.rollout.block_size + 15) / 16 * 16));
 }
 
+// HOST:PORT with an IPv6 address in brackets.
+bool is_listen_address(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  if (colon == 0 || colon == std::string::npos) return false;
+  const std::string host = text.substr(0, colon), port = text.substr(colon + 1);
+  const bool bracketed = host.front() == '[' && host.back() == ']';
+  if (!bracketed && host.find(':') != std::string::npos) return false;
+  int number = -1;
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
+  return error == std::errc() && end == port.data() + port.size() && number >= 0 && number <= 65535;
+}
+
+bool is_loopback(const std::string& listen_address) {
+  return listen_address.starts_with("127.") || listen_address.starts_with("localhost:") ||
+         listen_address.starts_with("[::1]:");
+}
+
 void check_train(const StageConfig& s, Messages* out) {
   const int64_t per_step = s.train.num_prompts_per_step * (s.algo.trains_on_rollouts() ? s.rollout.num_generations : 1);
   if (s.train.replicas > 1 && s.train.shard == Shard::kNone)
@@ -193,6 +211,24 @@ Messages stage_conflicts(const StageConfig& stage) {
   check_train(stage, &conflicts);
   for (std::string& message : algo_conflicts(stage.algo)) conflicts.push_back(std::move(message));
   return conflicts;
+}
+
+Messages run_conflicts(const Config& config) {
+  const std::string& address = config.log.prometheus;
+  if (address.empty() || is_listen_address(address)) return {};
+  return {
+      format("log.prometheus = \"{}\" is not HOST:PORT. Write an address of this machine and a port, for example"
+             " \"127.0.0.1:9464\".",
+             address)};
+}
+
+Messages run_doubts(const Config& config) {
+  const std::string& address = config.log.prometheus;
+  if (!is_listen_address(address) || is_loopback(address)) return {};
+  return {
+      format("log.prometheus = \"{}\": whoever reaches this machine can read the metrics, there is no password. Bind"
+             " it to 127.0.0.1 unless the network is yours alone.",
+             address)};
 }
 
 Messages reference_conflicts(const Config& config, size_t stage) {

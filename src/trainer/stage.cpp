@@ -93,6 +93,7 @@ void Stage::save(bool must_succeed) {
   state.tensors.clear();
   for (AdamW* optimizer : {parts_.loop.optimizer, parts_.loop.critic_optimizer})
     if (optimizer != nullptr) optimizer->drop_gathered();
+  if (parts_.hooks.on_save) parts_.hooks.on_save(counters().step, failure.empty());
   if (failure.empty()) {
     num_failed_saves_ = 0;
   } else {

@@ -14,7 +14,8 @@ namespace temper {
 
 struct StageHooks {
   std::function<void(const MetricRecord&)> on_record;
-  std::function<void(StepResult&)> on_step;  // before on_record; may add to the record
+  std::function<void(StepResult&)> on_step;              // before on_record; may add to the record
+  std::function<void(int64_t step, bool good)> on_save;  // a checkpoint was written, or failed
   std::function<bool()> stop_requested;
 };
 

@@ -64,7 +64,7 @@ TEST(ConfigErrors, AliasesLeadToKeysThatExist) {
 
 TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
   for (const char* key : {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate",
-                          "async.in_flight_updates", "train.max_restarts"}) {
+                          "async.in_flight_updates"}) {
     EXPECT_THAT(error_of_override(format("--{}=1", key)),
                 HasSubstr(format("unknown key {}: this version does not have it. Remove it.", key)));
     EXPECT_EQ(find_key(key), nullptr);
@@ -76,6 +76,17 @@ TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
               HasSubstr("async.max_staleness = 1 is out of range. Allowed: 0."));
   EXPECT_THAT(error_of_override("--run.device=tpu"),
               HasSubstr("run.device = \"tpu\" is not known. Allowed: auto, cpu, cuda."));
+}
+
+TEST(ConfigErrors, ThePrometheusEndpointNeedsHostAndPort) {
+  for (const char* wrong :
+       {"9464", ":9464", "localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "::1:9464"})
+    EXPECT_THAT(error_of(kBase + format("[log]\nprometheus = \"{}\"\n", wrong)),
+                HasSubstr(format("log.prometheus = \"{}\" is not HOST:PORT", wrong)));
+  for (const char* local : {"127.0.0.1:9464", "localhost:9464", "[::1]:9464"})
+    EXPECT_THAT(parse_config(kBase + format("[log]\nprometheus = \"{}\"\n", local)).warnings, IsEmpty()) << local;
+  EXPECT_THAT(parse_config(kBase + "[log]\nprometheus = \"0.0.0.0:9464\"\n").warnings,
+              testing::ElementsAre(AllOf(HasSubstr("log.prometheus = \"0.0.0.0:9464\""), HasSubstr("no password"))));
 }
 
 TEST(ConfigErrors, IllTypedValuesSayWhatIsExpected) {

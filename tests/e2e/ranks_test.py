@@ -92,7 +92,7 @@ class Ranks(harness.Case):
     def test_a_killed_rank_is_named_and_the_run_goes_on(self):
         long = "--stage.grpo.train.max_steps=60"
         harness.temper("run", "config.toml", "--run.name=whole", "--train.ranks=2", long, cwd=self.folder, check=0)
-        process = self.start("killed", "--train.ranks=2", long)
+        process = self.start("killed", "--train.ranks=2", "--train.max_restarts=0", long)
         self.wait_for_step("killed", "grpo", 3)
         ranks = self.ranks_of(process.pid)
         self.assertEqual(sorted(ranks), [0, 1])
@@ -123,7 +123,7 @@ class Ranks(harness.Case):
         return found
 
     def test_a_stopped_rank_is_named(self):
-        process = self.start("late", "--train.ranks=2", "--train.comm_timeout_s=6", "--stage.grpo.train.max_steps=1000")
+        process = self.start("late", "--train.ranks=2", "--train.max_restarts=0", "--train.comm_timeout_s=6", "--stage.grpo.train.max_steps=1000")
         self.wait_for_step("late", "grpo", 2)
         pid = self.ranks_of(process.pid)[1]
         os.kill(pid, signal.SIGSTOP)
