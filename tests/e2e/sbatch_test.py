@@ -1,0 +1,113 @@
+"""scripts/slurm/train.sbatch without a cluster: srun and scontrol are stand-ins that note their calls and do as the test says."""
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import harness
+
+SBATCH = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "slurm" / "train.sbatch"
+
+SRUN = """#!/bin/bash
+echo "srun $*" >> calls
+case "$*" in
+  *--mpi=list*) cat mpi_types; exit 0 ;;
+  *" test "*) [ ! -e unshared ]; exit ;;
+esac
+if [ -e wait_for_signal ]; then
+  trap 'echo "step: USR1" >> calls; exit 75' USR1
+  touch started
+  for _ in $(seq 600); do sleep 0.1; done
+fi
+code=$(head -1 codes); sed -i 1d codes
+exit "$code"
+"""
+
+
+class Sbatch(harness.Case):
+    def setUp(self):
+        super().setUp()
+        for name, text in (("srun", SRUN), ("scontrol", '#!/bin/bash\necho "scontrol $*" >> calls\n'), ("temper", "#!/bin/bash\n")):
+            self.config(text, name)
+            (self.folder / name).chmod(0o755)
+        self.config("", "config.toml")
+        self.config("MPI plugin types are...\n\tnone\n\tpmix\n", "mpi_types")
+        self.environment = {"PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
+
+    def start(self, codes=(0,), **environment):
+        self.config("".join(f"{code}\n" for code in codes), "codes")
+        return subprocess.Popen(["bash", SBATCH, "config.toml", "--run.name=a"], cwd=self.folder, env={**self.environment, **environment},
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run_job(self, codes=(0,), **environment):
+        process = self.start(codes, **environment)
+        out, _ = process.communicate(timeout=60)
+        return process.returncode, out
+
+    def calls(self, word):
+        path = self.folder / "calls"
+        return [line for line in path.read_text().splitlines() if word in line] if path.exists() else []
+
+    def test_a_job_that_finishes(self):
+        code, out = self.run_job()
+        self.assertEqual(code, 0, out)
+        self.assertIn("finished", out)
+        self.assertEqual(len(self.calls("--mpi=pmix")), 1)
+        self.assertIn("temper train config.toml --run.name=a", self.calls("--mpi=pmix")[0])
+
+    def test_what_cannot_run_is_said_before_anything_starts(self):
+        self.assertIn("1 tasks on 2 nodes leave some idle: give --ntasks-per-node", self.refused(SLURM_NTASKS="1"))
+        self.config("MPI plugin types are...\n\tnone\n", "mpi_types")
+        self.assertIn("this Slurm has no PMIx", self.refused())
+        self.config("MPI plugin types are...\n\tpmix\n", "mpi_types")
+        self.config("", "unshared")
+        self.assertIn("is not there on every node", self.refused())
+        self.assertIn("no program temper in PATH", self.refused(TEMPER="none"))
+        (self.folder / "config.toml").unlink()
+        self.assertIn("config.toml: no such file", self.refused())
+        del self.environment["SLURM_JOB_ID"]
+        self.assertIn("not inside a Slurm job", self.refused())
+
+    def refused(self, **environment):
+        code, out = self.run_job(**environment)
+        self.assertEqual(code, 2, out)
+        self.assertEqual(self.calls("--mpi=pmix"), [])
+        self.assertEqual(out.count("error:"), 1, out)
+        return out
+
+    def test_a_lost_rank_starts_the_step_again_as_often_as_allowed(self):
+        code, out = self.run_job(codes=(4, 137, 0))
+        self.assertEqual(code, 0, out)
+        self.assertEqual(len(self.calls("--mpi=pmix")), 3)
+        (self.folder / "calls").unlink()
+        code, out = self.run_job(codes=(4, 4, 4), TEMPER_MAX_RESTARTS="1")
+        self.assertEqual(code, 4, out)
+        self.assertEqual(len(self.calls("--mpi=pmix")), 2)
+
+    def test_what_starting_again_does_not_mend_is_not_started_again(self):
+        for expected in (2, 3, 5, 6):
+            code, out = self.run_job(codes=(expected, 0))
+            self.assertEqual(code, expected, out)
+            self.assertIn("not started again", out)
+            self.assertEqual(len(self.calls("--mpi=pmix")), 1)
+            (self.folder / "calls").unlink()
+
+    def test_the_end_of_the_time_requeues_and_a_cancel_does_not(self):
+        self.config("", "wait_for_signal")
+        for sent, requeues in ((signal.SIGUSR1, 1), (signal.SIGTERM, 0)):
+            process = self.start()
+            deadline = time.monotonic() + 30
+            while not (self.folder / "started").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(sent)
+            out, _ = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 75, out)
+            self.assertEqual(len(self.calls("step: USR1")), 1, out)
+            self.assertEqual(len(self.calls("scontrol requeue 7")), requeues, out)
+            (self.folder / "calls").unlink()
+            (self.folder / "started").unlink()
+
+
+if __name__ == "__main__":
+    harness.main()
