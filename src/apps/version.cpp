@@ -9,11 +9,12 @@
 #include "core/format.h"
 #include "model/device.h"
 #include "model/matmul.h"
+#include "temper_commit.h"  // made by cmake/commit.cmake
 
 namespace temper {
 
 void print_version() {
-  std::cout << "temper " << TEMPER_VERSION << "\n"
+  std::cout << "temper " << TEMPER_VERSION << " (" << TEMPER_COMMIT << ")\n"
             << "build     " << TEMPER_BUILD_TYPE << ", GCC " << __VERSION__ << "\n"
             << "libtorch  " << TORCH_VERSION << "\n"
             << "device    cpu, " << std::thread::hardware_concurrency() << " threads, " << at::get_cpu_capability()

@@ -13,6 +13,7 @@ namespace temper {
 namespace {
 
 using testing::AllOf;
+using testing::ContainsRegex;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
@@ -50,8 +51,9 @@ TEST(Temper, VersionNamesBuildAndMachine) {
   const RunResult result = run_temper({"--version"});
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(result.err, "");
-  EXPECT_THAT(result.out, StartsWith(std::string("temper ") + TEMPER_VERSION + "\n"));
-  EXPECT_THAT(result.out, AllOf(HasSubstr("libtorch  2."), HasSubstr("bf16 products"), HasSubstr("build     ")));
+  EXPECT_THAT(result.out, StartsWith(std::string("temper ") + TEMPER_VERSION + " ("));
+  EXPECT_THAT(result.out, AllOf(HasSubstr("libtorch  2."), HasSubstr("bf16 products"), HasSubstr("build     "),
+                                ContainsRegex("^temper [0-9.]+ \\(([0-9a-f]{12}(\\+changes)?|unknown commit)\\)")));
 }
 
 TEST(Temper, UnknownSubcommandNamesTheNearest) {
