@@ -45,15 +45,21 @@ StageSaves find_saves(const std::string& stage, const std::string& folder) {
   return saves;
 }
 
+// Where a stage's checkpoints lie: in the run directory, wherever that was moved to, or where checkpoint.local_dir
+// said.
+std::string folder_of(const RunReading& run, const RunStatus::Stage& stage) {
+  std::error_code none;
+  const std::string own = run.dir + "/checkpoints/" + stage.name;
+  if (fs::is_directory(own, none)) return own;
+  return (fs::path(run.status->folder) / stage.checkpoints).string();  // the latter alone if it is absolute
+}
+
 // Of all stages that have any, in the order of the run where that is known.
 std::vector<StageSaves> find_all_saves(const RunReading& run) {
   std::vector<std::pair<std::string, std::string>> folders;  // stage, folder
   std::error_code none;
   if (run.status)
-    for (const RunStatus::Stage& stage : run.status->stages)
-      folders.emplace_back(stage.name, fs::path(stage.checkpoints).is_absolute() || run.status->folder.empty()
-                                           ? stage.checkpoints
-                                           : run.status->folder + "/" + stage.checkpoints);
+    for (const RunStatus::Stage& stage : run.status->stages) folders.emplace_back(stage.name, folder_of(run, stage));
   else
     for (const auto& entry : fs::directory_iterator(run.dir + "/checkpoints", none))
       folders.emplace_back(entry.path().filename().string(), entry.path().string());

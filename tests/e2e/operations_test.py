@@ -128,7 +128,7 @@ class Operations(harness.Case):
                      'temper_saves_total{stage="grpo"} ', 'temper_failed_saves_total{stage="grpo"} 0'):
             self.assertIn(line, text)
         for line in text.splitlines():
-            self.assertRegex(line, r'^(# (HELP|TYPE) .*|temper_[a-zA-Z0-9_]+\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\} \S+)$')
+            self.assertRegex(line, r'^(# (HELP|TYPE) .*|(temper|exposer)_[a-zA-Z0-9_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? \S+)$')
         second = harness.temper("run", "config.toml", "--run.name=two", f"--log.prometheus={address}", cwd=self.folder)
         self.assert_error(second, 2, f'log.prometheus = "{address}"', "another process has that port")
         self.assert_error(harness.temper("run", "config.toml", "--log.prometheus=9464", cwd=self.folder), 2, "is not HOST:PORT")

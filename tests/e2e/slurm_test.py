@@ -131,6 +131,18 @@ class Slurm(harness.Case):
             self.assertEqual(self.wait_for_end(job)["JobState"], "COMPLETED", self.log(job))
         self.assertTrue((self.folder / "runs" / "second" / "model" / "model.safetensors").exists())
 
+    def test_a_second_job_with_the_same_run_directory_is_told_of_the_first(self):
+        first = self.submit("--nodes=1", "--ntasks-per-node=2", arguments=("config.toml", "--run.name=job"))
+        self.wait_for_step("job", 5)
+        second = self.submit("--nodes=1", "--ntasks-per-node=2", arguments=("config.toml", "--run.name=job"))
+        self.assertEqual(self.wait_for_end(second)["JobState"], "FAILED", self.log(second))
+        self.assertIn(f"of Slurm job {first}. Wait for it", self.log(second))
+        status = harness.temper("status", "runs/job", cwd=self.folder, check=0).out
+        self.assertIn(f"of Slurm job {first}, 2 ranks", status)
+        command("scancel", first)
+        self.assertEqual(self.wait_for_end(first)["JobState"], "CANCELLED", self.log(first))
+        self.assertIn("job: stopped", harness.temper("status", "runs/job", cwd=self.folder, check=0).out)
+
     def test_what_cannot_run_is_said_at_once(self):
         outside = subprocess.run([SCRIPTS / "train.sbatch", "config.toml"], cwd=self.folder, env=ENVIRONMENT, capture_output=True, text=True)
         self.assertEqual(outside.returncode, 2)
