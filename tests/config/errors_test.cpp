@@ -63,8 +63,8 @@ TEST(ConfigErrors, AliasesLeadToKeysThatExist) {
 }
 
 TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
-  for (const char* key : {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate",
-                          "async.in_flight_updates"}) {
+  for (const char* key :
+       {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate", "async.in_flight_updates"}) {
     EXPECT_THAT(error_of_override(format("--{}=1", key)),
                 HasSubstr(format("unknown key {}: this version does not have it. Remove it.", key)));
     EXPECT_EQ(find_key(key), nullptr);
