@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build with its tests (needs no
-# GPU), tests labelled gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), tokenizer and transformers parity and the
+# GPU), tests labelled gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), Kubernetes manifests, tokenizer and transformers parity and the
 # openai client on the real model, the quickstart. Each part says whether it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -46,6 +46,7 @@ if [ "$(id -u)" != 0 ]; then not_run "jobs on Slurm" "needs root"
 elif [ -e /etc/slurm/slurm.conf ] && ! grep -q mini_cluster.sh /etc/slurm/slurm.conf; then not_run "jobs on Slurm" "this machine belongs to a cluster"
 else part "jobs on Slurm" slurm; fi
 
+part "Kubernetes manifests by their schema" scripts/check_manifests.sh
 part "fetch SmolLM2-135M-Instruct" scripts/fetch_smollm2.sh
 part "tokenizer parity on the real model" .deps/python/bin/python tests/support/compare_tokenizer.py
 part "transformers parity" .deps/python/bin/python tests/support/compare_transformers.py --temper build/release/temper --model models/SmolLM2-135M-Instruct
