@@ -30,5 +30,6 @@ double quantile(std::vector<double> values, double q);
 int run_bench_rollout(int argc, char** argv);
 int run_bench_train(int argc, char** argv);
 int run_bench_comm(int argc, char** argv);
+int run_bench_weights(int argc, char** argv);
 
 }  // namespace temper

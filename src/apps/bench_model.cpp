@@ -62,10 +62,14 @@ LoadedModel random_model(const CommandLine& line, at::ScalarType dtype) {
 
 }  // namespace
 
-void declare_bench_model(CommandLine& line) {
+void declare_bench_source(CommandLine& line) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("preset", "tiny|135m|0.6b",
                   "in place of --model: random weights, shaped as SmolLM2-135M, Qwen3-0.6B");
+}
+
+void declare_bench_model(CommandLine& line) {
+  declare_bench_source(line);
   declare_compute_type(line);
 }
 

@@ -6,8 +6,8 @@
 
 namespace temper {
 
-// --model, --preset and --dtype.
-void declare_bench_model(CommandLine& line);
+void declare_bench_source(CommandLine& line);  // --model and --preset
+void declare_bench_model(CommandLine& line);   // and what it computes with
 
 // ConfigError unless exactly one of --model and --preset is given.
 InferenceModel load_bench_model(const CommandLine& line);

@@ -48,6 +48,18 @@ TEST(BenchRollout, ColdPrintsTheAgeOfTheProcessAtItsFirstToken) {
   EXPECT_GT(lines[0]["first_token_s"], 0);
 }
 
+TEST(BenchWeights, ComparesWholeAndDeltaWithTheChannelAlone) {
+  const RunResult result =
+      run_temper({"bench", "weights", "--preset=tiny", "--seconds=0", "--ranks=2", "--learning-rate=1e-6"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::vector<json> lines = lines_of(result);
+  ASSERT_EQ(lines.size(), 2u);
+  for (const char* field : {"gb_s", "limit_gb_s", "limit_share", "delta_share", "delta_gb_s", "weight_mb"})
+    EXPECT_GT(lines.back()[field], 0) << field;
+  EXPECT_EQ(lines.back()["ranks"], 2);
+  EXPECT_LT(lines.back()["delta_share"], 0.5);
+}
+
 TEST(BenchRollout, RefusesWhatItCannotMeasure) {
   EXPECT_THAT(run_temper({"bench", "rolout"}).err, AllOf(HasSubstr("rolout"), HasSubstr("'rollout'")));
   EXPECT_THAT(run_temper({"bench", "rollout"}).err, HasSubstr("--model DIR or --preset"));

@@ -207,7 +207,7 @@ TEST_F(WeightRefusal, PartsThatAreNotTheTensors) {
                 manifest.base = -1;
               }),
               HasSubstr("two of one"));
-  EXPECT_THAT(refused_manifest([](WeightManifest& manifest) { manifest.parts[0].name = "b"; }),
+  EXPECT_THAT(refused_manifest([](WeightManifest& manifest) { manifest.parts[0].name += 'b'; }),
               HasSubstr("other parts"));
   EXPECT_THAT(refused_manifest([](WeightManifest& manifest) { manifest.parts[0].end = 1001; }),
               HasSubstr("elements 0 to 1001 of 1000"));
