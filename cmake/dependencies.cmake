@@ -8,9 +8,9 @@ pkg_check_modules(MUPARSER REQUIRED IMPORTED_TARGET muparser)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(PROMETHEUS REQUIRED IMPORTED_TARGET prometheus-cpp-pull)  # observe
+pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)  # comm, tests/fuzz
 if(TEMPER_WITH_TORCH)
-  pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)    # comm
-  pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)  # comm
+  pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)  # comm
   # for temper serve; its flags change the types' layout, so they come from the package
   pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 endif()

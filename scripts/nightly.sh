@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the cuda build with its tests (needs no
-# GPU), tests labelled gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), Kubernetes manifests, tokenizer and transformers parity and the
-# openai client on the real model, the quickstart. Each part says whether it ran; record the result with its date in docs/reliability.md.
+# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the libFuzzer targets, the cuda build with
+# its tests (needs no GPU), tests labelled gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), Kubernetes manifests,
+# tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether it ran; record the
+# result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
@@ -21,6 +22,20 @@ part "tsan: core, config, data, observe" tsan
 
 asan() { scripts/build.sh asan comm_test algos_test && ctest --test-dir build/asan --output-on-failure -R '^(comm|algos)\.' -LE mpi; }
 part "asan and ubsan: comm, algos" asan
+
+fuzz() {  # fuzz TARGET: what it finds anew goes to build/fuzz/corpus
+  mkdir -p "build/fuzz/corpus/$1"
+  build/fuzz/tests/fuzz/"fuzz_$1" -max_total_time=600 -timeout=10 -rss_limit_mb=2048 "build/fuzz/corpus/$1" "tests/fuzz/corpus/$1"
+}
+if scripts/setup.sh --fuzz; then
+  part "libFuzzer targets" scripts/build.sh fuzz fuzzers
+  for source in tests/fuzz/*_fuzz.cpp; do
+    target=$(basename "$source" _fuzz.cpp)
+    part "fuzz: $target for 10 minutes" fuzz "$target"
+  done
+else
+  not_run "fuzzing" "clang cannot be had"
+fi
 
 cuda_packages() { scripts/setup_cuda.sh; }
 if cuda_packages; then

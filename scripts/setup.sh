@@ -2,6 +2,7 @@
 # Installs what Temper needs on Debian 12 (or a near relative) and is missing. Repeatable, asks nothing.
 #   scripts/setup.sh            build and test dependencies, and LibTorch (CPU build; the CUDA build where an NVIDIA GPU is)
 #   scripts/setup.sh --python   also the Python packages that only benches, fixtures and fetch_smollm2.sh use (in .deps/python)
+#   scripts/setup.sh --fuzz     also clang with libFuzzer, for the targets of tests/fuzz
 #   scripts/setup.sh --slurm    also Slurm's daemons, which scripts/slurm/mini_cluster.sh starts
 #   scripts/setup.sh --peers    also llama.cpp for bench/compare_rollout.py, compiled for this machine (minutes)
 # Where things go: system packages by apt; LibTorch in .deps/libtorch (or give TEMPER_TORCH=DIR, an existing one).
@@ -28,8 +29,18 @@ apt_packages() {
     libpcre2-dev libmuparser-dev libutf8proc-dev libxxhash-dev libzstd-dev libzmq3-dev libcpp-httplib-dev prometheus-cpp-dev libgtest-dev
     libgmock-dev libnuma1 bubblewrap)
   [ "${1:-}" != "--slurm" ] || wanted+=(slurm-wlm slurmd slurmctld slurm-client munge libpmix-dev)
+  install_missing "${wanted[@]}"
+  [ "${1:-}" != "--fuzz" ] || fuzzing_packages
+}
+
+fuzzing_packages() {  # the runtime libraries have the compiler's version in their name
+  install_missing clang
+  install_missing "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
+}
+
+install_missing() {
   local missing=() package
-  for package in "${wanted[@]}"; do
+  for package in "$@"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
   done
   if [ ${#missing[@]} = 0 ]; then say "system packages: all present"; return; fi
