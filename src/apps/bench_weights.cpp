@@ -60,12 +60,21 @@ class Version {
   at::Tensor bf16_;
 };
 
-// The limit: seconds that the channels of all ranks need for random bytes in messages of a chunk's size.
-double time_random_bytes(const JobKeys& keys, int64_t num_ranks, int64_t size_bytes) {
-  const int64_t num_messages = (size_bytes / num_ranks + kChunkBytes - 1) / kChunkBytes;
-  std::string bytes(kChunkBytes, '\0');
+std::vector<uint64_t> random_numbers(int64_t size_bytes) {
+  std::vector<uint64_t> numbers((static_cast<size_t>(size_bytes) + 2 * kChunkBytes) / sizeof(uint64_t));
   SplitMix64 random(1);
-  for (char& byte : bytes) byte = static_cast<char>(random.next());
+  for (uint64_t& number : numbers) number = random.next();
+  return numbers;
+}
+
+// The limit: seconds that the channels of all ranks need for as many random bytes, in messages of a chunk's size.
+double time_random_bytes(const JobKeys& keys, int64_t num_ranks, int64_t size_bytes,
+                         const std::vector<uint64_t>& random) {
+  const int64_t num_messages = (size_bytes / num_ranks + kChunkBytes - 1) / kChunkBytes;
+  const auto message = [&](int64_t index) {
+    const auto begin = static_cast<size_t>(index) * kChunkBytes % static_cast<size_t>(size_bytes);
+    return std::string_view(reinterpret_cast<const char*>(random.data()) + begin, kChunkBytes);
+  };
   ChannelSettings settings;
   settings.max_payload_bytes = 8 << 20;
   settings.window_bytes = 32 << 20;
@@ -86,7 +95,8 @@ double time_random_bytes(const JobKeys& keys, int64_t num_ranks, int64_t size_by
   for (size_t rank = 0; rank < servers.size(); ++rank) {
     threads.emplace_back([&, rank] {
       for (int64_t sent = 0; sent < num_messages;)
-        if (servers[rank]->send(peers[rank], kRandomBytes, bytes) == SendResult::kSent)
+        if (servers[rank]->send(peers[rank], kRandomBytes, message(static_cast<int64_t>(rank) * num_messages + sent)) ==
+            SendResult::kSent)
           ++sent;
         else
           servers[rank]->receive(Clock::now() + std::chrono::milliseconds(50));
@@ -102,7 +112,8 @@ double time_random_bytes(const JobKeys& keys, int64_t num_ranks, int64_t size_by
 // The trainer's ranks, and two workers: one that takes every version whole, one that takes differences.
 class WeightBench {
  public:
-  WeightBench(int64_t num_ranks, const Version& from, const Version& to) : versions_{&from, &to} {
+  WeightBench(int64_t num_ranks, const Version& from, const Version& to)
+      : versions_{&from, &to}, random_(random_numbers(from.size_bytes())) {
     std::vector<std::string> endpoints;
     for (int64_t rank = 0; rank < num_ranks; ++rank) {
       servers_.push_back(std::make_unique<WeightServer>(kAddress, keys_.server()));
@@ -122,7 +133,8 @@ class WeightBench {
   };
   Round measure() {
     Round round;
-    round.limit_s = time_random_bytes(keys_, static_cast<int64_t>(servers_.size()), versions_[0]->size_bytes());
+    round.limit_s =
+        time_random_bytes(keys_, static_cast<int64_t>(servers_.size()), versions_[0]->size_bytes(), random_);
     Stopwatch watch;
     publish();
     round.publish_s = watch.restart();
@@ -162,6 +174,7 @@ class WeightBench {
 
   JobKeys keys_;
   const Version* versions_[2];
+  const std::vector<uint64_t> random_;
   PolicyVersion version_ = -1;
   std::vector<std::unique_ptr<WeightServer>> servers_;
   std::unique_ptr<WeightClient> whole_, by_delta_;

@@ -8,7 +8,6 @@
 
 #include "comm/weight_delta.h"
 #include "core/error.h"
-#include "core/hash.h"
 
 namespace temper {
 namespace {
@@ -99,6 +98,7 @@ WeightSet::WeightSet(std::vector<WeightManifest> manifests, WeightLayout layout,
   for (const WeightManifest& manifest : manifests_) {
     num_chunks_.push_back(manifest.num_chunks());
     stream_bytes_.push_back(manifest.stream_bytes());
+    checksums_.push_back(std::make_unique<Xxh3Stream>());
   }
 }
 
@@ -122,12 +122,17 @@ void WeightSet::place(size_t rank, const WeightChunk& chunk, WeightSet* base) {
                       hex64(xxh3_64(bytes)), hex64(chunk.checksum));
   scatter(rank, begin, bytes);
   ++next;
+  if (is_complete(rank)) check(rank, *checksums_[rank]);
 }
 
 void WeightSet::check(size_t rank) const {
   Xxh3Stream checksum;
   for (const WeightLayout::Segment& segment : layout_.segments(rank))
     checksum.update(memory_->data() + segment.offset, static_cast<size_t>(segment.size_bytes));
+  check(rank, checksum);
+}
+
+void WeightSet::check(size_t rank, const Xxh3Stream& checksum) const {
   if (checksum.digest_hex() != manifests_[rank].checksum)
     throw FormatError("the whole has checksum {}, announced was {}.", checksum.digest_hex(), manifests_[rank].checksum);
 }
@@ -169,9 +174,11 @@ std::string WeightSet::gather(size_t rank, int64_t stream_begin, int64_t size_by
 }
 
 void WeightSet::scatter(size_t rank, int64_t stream_begin, std::string_view bytes) {
-  for_each_piece(
-      layout_.segments(rank), stream_begin, static_cast<int64_t>(bytes.size()),
-      [&](int64_t offset, size_t at, size_t size) { std::memcpy(memory_->data() + offset, bytes.data() + at, size); });
+  for_each_piece(layout_.segments(rank), stream_begin, static_cast<int64_t>(bytes.size()),
+                 [&](int64_t offset, size_t at, size_t size) {
+                   std::memcpy(memory_->data() + offset, bytes.data() + at, size);
+                   checksums_[rank]->update(memory_->data() + offset, size);  // while it is in the cache
+                 });
 }
 
 }  // namespace temper

@@ -14,6 +14,7 @@
 
 #include "comm/weight_client.h"
 #include "comm/weight_messages.h"
+#include "core/hash.h"
 
 namespace temper {
 
@@ -60,10 +61,12 @@ class WeightSet {
   WeightSet(std::vector<WeightManifest> manifests, WeightLayout layout, std::unique_ptr<WeightMemory> memory);
 
   // Puts the next chunk of a rank where it belongs; base: what its deltas are from, else unused. FormatError where the
-  // chunk is not the next one, of another size, or not what its checksum says.
+  // chunk is not the next one, of another size, or not what its checksum says, or where with the last one the rank's
+  // stream, as it came to lie in memory, is not what its manifest says.
   void place(size_t rank, const WeightChunk& chunk, WeightSet* base);
   bool is_complete(size_t rank) const { return next_chunk_[rank] == num_chunks_[rank]; }
-  // FormatError where the rank's stream, as it lies in memory now, is not what its manifest says.
+  // FormatError where the rank's stream, as it lies in memory now, is not what its manifest says. For memory that
+  // another process filled.
   void check(size_t rank) const;
 
   const std::vector<WeightManifest>& manifests() const { return manifests_; }
@@ -74,11 +77,13 @@ class WeightSet {
  private:
   std::string gather(size_t rank, int64_t stream_begin, int64_t size_bytes) const;
   void scatter(size_t rank, int64_t stream_begin, std::string_view bytes);
+  void check(size_t rank, const Xxh3Stream& checksum) const;
 
   std::vector<WeightManifest> manifests_;
   WeightLayout layout_;
   std::unique_ptr<WeightMemory> memory_;
   std::vector<int64_t> next_chunk_, num_chunks_, stream_bytes_;  // by rank
+  std::vector<std::unique_ptr<Xxh3Stream>> checksums_;           // of what is placed, by rank
 };
 
 }  // namespace temper

@@ -173,7 +173,6 @@ void WeightSource::on_chunk(const WeightChunk& chunk) {
   const Stopwatch watch;
   set_->place(rank_, chunk, base_);
   const bool done = set_->is_complete(rank_);
-  if (done) set_->check(rank_);
   lock.lock();
   apply_s_ += watch.seconds();
   ++num_placed_;
