@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <numeric>
 #include <set>
 
@@ -39,19 +38,6 @@ bool intersect(const Box& a, const Box& b) {
   for (size_t d = 0; d < a.start.size(); ++d)
     if (a.start[d] >= b.start[d] + b.size[d] || b.start[d] >= a.start[d] + a.size[d]) return false;
   return true;
-}
-
-// Number of trailing elements that lie together both in the box and in the whole tensor.
-int64_t run_elements(const TensorRecord& record, const Box& box, size_t* outer_dims) {
-  int64_t run = 1;
-  size_t d = record.shape.size();
-  while (d > 0) {
-    --d;
-    run *= box.size[d];
-    if (box.size[d] != record.shape[d]) break;
-  }
-  *outer_dims = d;
-  return run;
 }
 
 }  // namespace
@@ -125,48 +111,6 @@ std::string find_coverage_fault(const TensorRecord& record) {
   }
   if (covered != wanted) return format("the boxes cover {} of {} elements", covered, wanted);
   return "";
-}
-
-void scatter_box(const TensorRecord& record, const Box& box, int64_t begin, const char* bytes, int64_t size_bytes,
-                 char* tensor) {
-  const int64_t element = dtype_size_bytes(record.dtype);
-  size_t outer_dims = 0;
-  const int64_t run = run_elements(record, box, &outer_dims) * element;  // bytes
-  int64_t position = begin;
-  const int64_t end = begin + size_bytes;
-  while (position < end) {
-    const int64_t within = position % run;
-    const int64_t count = std::min(run - within, end - position);
-    int64_t outer = position / run;
-    // The run's first element in the whole tensor: inner start first, then the outer indices, from the last dimension
-    // up.
-    int64_t index = 0;
-    int64_t stride = 1;
-    for (size_t d = record.shape.size(); d-- > 0;) {
-      int64_t coordinate = box.start[d];
-      if (d < outer_dims) {
-        coordinate += outer % box.size[d];
-        outer /= box.size[d];
-      }
-      index += coordinate * stride;
-      stride *= record.shape[d];
-    }
-    std::memcpy(tensor + index * element + within, bytes + (position - begin), static_cast<size_t>(count));
-    position += count;
-  }
-}
-
-int64_t contiguous_position(const TensorRecord& record, const Box& box) {
-  size_t outer_dims = 0;
-  const int64_t run = run_elements(record, box, &outer_dims);
-  if (run != num_elements(box.size)) return -1;
-  int64_t index = 0;
-  int64_t stride = 1;
-  for (size_t d = record.shape.size(); d-- > 0;) {
-    index += box.start[d] * stride;
-    stride *= record.shape[d];
-  }
-  return index * dtype_size_bytes(record.dtype);
 }
 
 }  // namespace temper

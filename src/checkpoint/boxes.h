@@ -37,12 +37,4 @@ constexpr size_t kMaxBoxesPerTensor = 65536;
 // REQUIRES: num_elements(shape) >= 0.
 std::string find_coverage_fault(const TensorRecord& record);
 
-// Copies bytes [begin, begin + size_bytes) of a box's row-major contents to their places in the whole contiguous
-// tensor. Any byte range will do; elements may be cut.
-void scatter_box(const TensorRecord& record, const Box& box, int64_t begin, const char* bytes, int64_t size_bytes,
-                 char* tensor);
-
-// If the box is one contiguous piece of the whole tensor: its first byte's position there; else -1.
-int64_t contiguous_position(const TensorRecord& record, const Box& box);
-
 }  // namespace temper

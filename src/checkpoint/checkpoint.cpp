@@ -45,15 +45,15 @@ void save_folder(FileSystem& files, const std::string& path, const CheckpointHea
   write_checkpoint_folder(files, path, header, Mesh{}, std::move(tensors), data, 1);
 }
 
-// Both sides must name the same tensors with the same types and shapes; then each box's way into its destination.
-std::vector<std::vector<ReadTarget>> plan_reads(const std::string& path, const Manifest& manifest,
-                                                const std::vector<TensorEntry>& destinations) {
+// Both sides must name the same tensors with the same types and shapes; then where each goes.
+std::vector<WantedBox> match_destinations(const std::string& path, const Manifest& manifest,
+                                          const std::vector<TensorEntry>& destinations) {
   std::unordered_map<std::string, const TensorEntry*> by_name;
   for (const TensorEntry& entry : destinations) {
     check_storable(entry);
     TEMPER_CHECK(by_name.emplace(entry.name, &entry).second, "tensor {} has two destinations", entry.name);
   }
-  std::vector<std::vector<ReadTarget>> targets(manifest.files.size());
+  std::vector<WantedBox> wanted;
   for (const TensorRecord& tensor : manifest.tensors) {
     const auto found = by_name.find(tensor.name);
     if (found == by_name.end())
@@ -73,15 +73,16 @@ std::vector<std::vector<ReadTarget>> plan_reads(const std::string& path, const M
     if (destination.scalar_type() != tensor.dtype)
       throw ConfigError("checkpoint {}: tensor {} holds {}, this run wants {}. {}", path, tensor.name,
                         dtype_name(tensor.dtype), dtype_name(destination.scalar_type()), kWrongModelFix);
-    for (const Box& box : tensor.boxes)
-      targets[static_cast<size_t>(box.shard)].push_back({&tensor, &box, static_cast<char*>(destination.data_ptr())});
+    if (destination.numel() > 0)
+      wanted.push_back(
+          {&tensor, std::vector<int64_t>(shape.size(), 0), shape, static_cast<char*>(destination.data_ptr())});
     by_name.erase(found);
   }
   if (!by_name.empty())
     throw ConfigError("checkpoint {}: tensor {} {} of this run is not in it ({} are missing). {}", path,
                       by_name.begin()->first, show(shape_of(by_name.begin()->second->tensor)), by_name.size(),
                       kWrongModelFix);
-  return targets;
+  return wanted;
 }
 
 std::vector<int64_t> find_steps(FileSystem& files, const std::string& directory) {  // newest first
@@ -120,8 +121,9 @@ void delete_checkpoint(FileSystem& files, const std::string& path) {
 
 LoadedCheckpoint load_checkpoint(FileSystem& files, const std::string& path, const ChooseDestinations& destinations) {
   const Manifest manifest = open_checkpoint_folder(files, path);
-  const auto problems = read_checkpoint_files(
-      files, path, manifest, plan_reads(path, manifest, destinations(manifest.header)), ReadMode::kStopAtFirstProblem);
+  const auto wanted = match_destinations(path, manifest, destinations(manifest.header));
+  const auto problems = read_checkpoint_files(files, path, manifest, plan_reads(manifest, wanted),
+                                              ReadScope::kEverything, ReadMode::kStopAtFirstProblem);
   if (!problems.empty())
     throw FormatError(
         "checkpoint {} is corrupt: {}. Use another one; `temper checkpoint verify` shows which are whole.", path,
@@ -165,7 +167,8 @@ void CheckpointStore::delete_old(const std::string& newest_path) {
     try {
       const Manifest manifest = open_checkpoint_folder(files_, path);
       const auto problems =
-          read_checkpoint_files(files_, path, manifest, {}, ReadMode::kStopAtFirstProblem, /*from_disk=*/true);
+          read_checkpoint_files(files_, path, manifest, {}, ReadScope::kEverything, ReadMode::kStopAtFirstProblem,
+                                /*from_disk=*/true);
       if (problems.empty())
         verified_.insert(path);
       else
@@ -208,7 +211,8 @@ std::vector<CheckpointInfo> CheckpointStore::list(CheckDepth depth) const {
       info.time = manifest.header.time;
       for (const FileRecord& file : manifest.files) info.size_bytes += file.size_bytes;
       if (depth == CheckDepth::kEveryByte) {
-        const auto problems = read_checkpoint_files(files_, info.path, manifest, {}, ReadMode::kStopAtFirstProblem);
+        const auto problems = read_checkpoint_files(files_, info.path, manifest, {}, ReadScope::kEverything,
+                                                    ReadMode::kStopAtFirstProblem);
         if (!problems.empty()) info.why_not = describe(problems[0]);
       }
     } catch (const Error& error) {

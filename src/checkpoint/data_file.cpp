@@ -111,42 +111,6 @@ void run_on_threads(int count, F&& work) {
 
 constexpr int64_t kThreadingPaysBytes = 8 * kBlockBytes;
 
-// Sorted targets of one file; where each block's bytes go.
-class Scatter {
- public:
-  explicit Scatter(std::vector<ReadTarget> targets) : targets_(std::move(targets)) {
-    std::sort(targets_.begin(), targets_.end(),
-              [](const ReadTarget& a, const ReadTarget& b) { return a.box->offset < b.box->offset; });
-  }
-
-  // If [begin, end) of the file lies in one box that is contiguous in its tensor: its place there, else nullptr.
-  char* direct(int64_t begin, int64_t end) const {
-    const auto target = first(begin);
-    if (target == targets_.end() || target->box->offset > begin || end_of(*target) < end) return nullptr;
-    const int64_t position = contiguous_position(*target->tensor, *target->box);
-    return position < 0 ? nullptr : target->tensor_data + position + (begin - target->box->offset);
-  }
-
-  void copy(int64_t begin, int64_t end, const char* bytes) const {
-    for (auto target = first(begin); target != targets_.end() && target->box->offset < end; ++target) {
-      const int64_t low = std::max(begin, target->box->offset);
-      const int64_t high = std::min(end, end_of(*target));
-      scatter_box(*target->tensor, *target->box, low - target->box->offset, bytes + (low - begin), high - low,
-                  target->tensor_data);
-    }
-  }
-
- private:
-  static int64_t end_of(const ReadTarget& target) {
-    return target.box->offset + num_elements(target.box->size) * dtype_size_bytes(target.tensor->dtype);
-  }
-  std::vector<ReadTarget>::const_iterator first(int64_t begin) const {
-    return std::upper_bound(targets_.begin(), targets_.end(), begin,
-                            [](int64_t position, const ReadTarget& target) { return position < end_of(target); });
-  }
-  std::vector<ReadTarget> targets_;
-};
-
 }  // namespace
 
 std::string describe(const Damage& problem) {
@@ -173,7 +137,7 @@ FileRecord write_data_file(FileSystem& files, const std::string& folder, const s
 }
 
 std::vector<Damage> read_data_file(FileSystem& files, const std::string& folder, const FileRecord& record,
-                                   std::vector<ReadTarget> targets, ReadMode mode, bool from_disk) {
+                                   const FilePlan& plan, ReadMode mode, bool from_disk) {
   const File file = File::open(files, folder + "/" + record.name);
   if (from_disk) files.drop_cache(file.descriptor());
   std::vector<Damage> problems;
@@ -182,22 +146,27 @@ std::vector<Damage> read_data_file(FileSystem& files, const std::string& folder,
     problems.push_back({record.name, -1, format("has {} bytes, {} were written", size_bytes, record.size_bytes)});
     if (mode == ReadMode::kStopAtFirstProblem) return problems;
   }
-  const Scatter scatter(std::move(targets));
-  Xxh3Stream whole;
-  std::mutex mutex;  // guards problems
-  std::atomic<int64_t> next_run{0};
-  const auto num_blocks = static_cast<int64_t>(record.blocks.size());
   // Threads take runs of blocks in turn, so that each reads on in long stretches. The file's own hash needs the order.
   constexpr int64_t kRunBlocks = 4;
   const bool all = mode == ReadMode::kFindAllProblems;
-  run_on_threads(all || size_bytes < kThreadingPaysBytes ? 1 : 2, [&](int) {
+  std::vector<BlockRange> runs;
+  int64_t wanted_blocks = 0;
+  for (const BlockRange& range : all ? whole_file(record).blocks : plan.blocks)
+    for (int64_t i = range.begin; i < range.end; i += kRunBlocks) {
+      runs.push_back({i, std::min(range.end, i + kRunBlocks)});
+      wanted_blocks += runs.back().end - i;
+    }
+  Xxh3Stream whole;
+  std::mutex mutex;  // guards problems
+  std::atomic<size_t> next_run{0};
+  run_on_threads(all || wanted_blocks * kBlockBytes < kThreadingPaysBytes ? 1 : 2, [&](int) {
     std::vector<char> scratch(static_cast<size_t>(std::min(kBlockBytes, std::max<int64_t>(size_bytes, 1))));
-    for (int64_t run = next_run++; run * kRunBlocks < num_blocks; run = next_run++) {
-      for (int64_t i = run * kRunBlocks; i < std::min(num_blocks, (run + 1) * kRunBlocks); ++i) {
+    for (size_t run = next_run++; run < runs.size(); run = next_run++) {
+      for (int64_t i = runs[run].begin; i < runs[run].end; ++i) {
         const int64_t begin = i * kBlockBytes;
         const int64_t end = std::min(begin + kBlockBytes, record.size_bytes);
         if (begin >= size_bytes) return;  // cut short: said above
-        char* direct = scatter.direct(begin, end);
+        char* direct = plan.direct(begin, end);
         char* bytes = direct != nullptr ? direct : scratch.data();
         const size_t count = file.read_at(begin, bytes, static_cast<size_t>(std::min(end, size_bytes) - begin));
         if (all) whole.update(bytes, count);
@@ -206,12 +175,12 @@ std::vector<Damage> read_data_file(FileSystem& files, const std::string& folder,
           const std::lock_guard<std::mutex> lock(mutex);
           problems.push_back({record.name, i, "its bytes do not give the checksum in the manifest"});
           if (!all) {
-            next_run = num_blocks;  // the others stop too
+            next_run = runs.size();  // the others stop too
             return;
           }
           continue;
         }
-        if (direct == nullptr) scatter.copy(begin, end, bytes);
+        if (direct == nullptr) plan.copy(begin, end, bytes);
       }
     }
   });

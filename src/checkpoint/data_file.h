@@ -6,6 +6,7 @@
 
 #include "checkpoint/hdf5_skeleton.h"
 #include "checkpoint/manifest.h"
+#include "checkpoint/plan.h"
 
 namespace temper {
 
@@ -20,13 +21,6 @@ struct WritePiece {
 FileRecord write_data_file(FileSystem& files, const std::string& folder, const std::string& name,
                            const Hdf5Skeleton& skeleton, const std::vector<WritePiece>& pieces);
 
-// Where a box of the file goes: the whole contiguous tensor's memory.
-struct ReadTarget {
-  const TensorRecord* tensor = nullptr;
-  const Box* box = nullptr;
-  char* tensor_data = nullptr;
-};
-
 struct Damage {
   std::string file;
   int64_t block = -1;  // index of the 1 MiB block; -1: the file as a whole
@@ -34,12 +28,13 @@ struct Damage {
 };
 std::string describe(const Damage& problem);
 
+enum class ReadScope { kNeeded, kEverything };
 enum class ReadMode { kStopAtFirstProblem, kFindAllProblems };
 
-// Reads the whole file, compares every block with the record and copies what targets ask for. Returns what is wrong,
-// empty if nothing; the targets hold the saved bytes only then. IoError if the disk fails. kFindAllProblems also checks
-// the file's XXH3-128.
+// Reads the plan's blocks, compares each with the record and copies what the plan wants of it. Returns what is wrong,
+// empty if nothing; the wanted boxes hold the saved bytes only then. IoError if the disk fails. kFindAllProblems reads
+// the whole file, and checks its XXH3-128 too.
 std::vector<Damage> read_data_file(FileSystem& files, const std::string& folder, const FileRecord& record,
-                                   std::vector<ReadTarget> targets, ReadMode mode, bool from_disk = false);
+                                   const FilePlan& plan, ReadMode mode, bool from_disk = false);
 
 }  // namespace temper

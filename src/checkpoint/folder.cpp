@@ -81,11 +81,13 @@ Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {
 }
 
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,
-                                          std::vector<std::vector<ReadTarget>> targets, ReadMode mode, bool from_disk) {
-  targets.resize(manifest.files.size());
+                                          ReadPlan plan, ReadScope scope, ReadMode mode, bool from_disk) {
+  plan.files.resize(manifest.files.size());
   std::vector<Damage> problems;
   for (size_t i = 0; i < manifest.files.size(); ++i) {
-    auto found = read_data_file(files, path, manifest.files[i], std::move(targets[i]), mode, from_disk);
+    if (scope == ReadScope::kEverything) plan.files[i].blocks = whole_file(manifest.files[i]).blocks;
+    if (plan.files[i].blocks.empty()) continue;
+    auto found = read_data_file(files, path, manifest.files[i], plan.files[i], mode, from_disk);
     problems.insert(problems.end(), found.begin(), found.end());
     if (!problems.empty() && mode == ReadMode::kStopAtFirstProblem) break;
   }

@@ -19,9 +19,8 @@ void write_checkpoint_folder(FileSystem& files, const std::string& path, const C
 // Verifies name, COMMITTED, manifest and the sizes of all files. FormatError says what is wrong.
 Manifest open_checkpoint_folder(FileSystem& files, const std::string& path);
 
-// Reads every byte of every file; targets[s] belong to shard s (may be empty: nothing is copied).
+// Reads what the plan wants. kEverything: all other blocks of all files are read too, to be verified.
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,
-                                          std::vector<std::vector<ReadTarget>> targets, ReadMode mode,
-                                          bool from_disk = false);
+                                          ReadPlan plan, ReadScope scope, ReadMode mode, bool from_disk = false);
 
 }  // namespace temper

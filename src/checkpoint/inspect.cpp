@@ -118,7 +118,7 @@ VerifyReport verify_checkpoints(FileSystem& files, const std::string& path) {
       size_bytes = total_bytes(manifest);
       for (const FileRecord& file : manifest.files) {
         try {
-          for (const Damage& problem : read_data_file(files, checkpoint, file, {}, ReadMode::kFindAllProblems))
+          for (const Damage& problem : read_data_file(files, checkpoint, file, FilePlan{}, ReadMode::kFindAllProblems))
             wrong.push_back(describe(problem));
         } catch (const IoError& error) {
           wrong.push_back(error.what());
@@ -141,15 +141,16 @@ VerifyReport verify_checkpoints(FileSystem& files, const std::string& path) {
 std::vector<TensorEntry> read_tensors(FileSystem& files, const std::string& path, const std::string& prefix) {
   const Manifest manifest = open_checkpoint_folder(files, path);
   std::vector<TensorEntry> entries;
-  std::vector<std::vector<ReadTarget>> targets(manifest.files.size());
+  std::vector<WantedBox> wanted;
   for (const TensorRecord& tensor : manifest.tensors) {
     if (tensor.name.compare(0, prefix.size(), prefix) != 0) continue;
     entries.push_back({tensor.name, at::empty(tensor.shape, tensor.dtype)});
-    for (const Box& box : tensor.boxes)
-      targets[static_cast<size_t>(box.shard)].push_back(
-          {&tensor, &box, static_cast<char*>(entries.back().tensor.data_ptr())});
+    if (num_elements(tensor.shape) > 0)
+      wanted.push_back({&tensor, std::vector<int64_t>(tensor.shape.size(), 0), tensor.shape,
+                        static_cast<char*>(entries.back().tensor.data_ptr())});
   }
-  const auto problems = read_checkpoint_files(files, path, manifest, std::move(targets), ReadMode::kStopAtFirstProblem);
+  const auto problems = read_checkpoint_files(files, path, manifest, plan_reads(manifest, wanted), ReadScope::kNeeded,
+                                              ReadMode::kStopAtFirstProblem);
   if (!problems.empty())
     throw FormatError(
         "checkpoint {} is corrupt: {}. Use another one; `temper checkpoint verify` shows which are whole.", path,

@@ -53,30 +53,6 @@ TEST(Boxes, NumElementsRefusesOverflow) {
   EXPECT_EQ(num_elements({int64_t{1} << 40, int64_t{1} << 40, int64_t{1} << 40}), -1);
 }
 
-// Box rows 1-2, columns 2-4 of a 4 x 6 matrix; element (r, c) of the matrix is 10 r + c.
-TEST(Boxes, ScatterPutsEachElementInItsPlaceInPiecesOfAnyLength) {
-  const TensorRecord record = matrix({{0, 0, {1, 2}, {2, 3}}});
-  const std::vector<int32_t> contents = {12, 13, 14, 22, 23, 24};
-  for (int64_t piece = 1; piece <= 24; ++piece) {
-    std::vector<int32_t> whole(24, -1);
-    const char* bytes = reinterpret_cast<const char*>(contents.data());
-    for (int64_t begin = 0; begin < 24; begin += piece)
-      scatter_box(record, record.boxes[0], begin, bytes + begin, std::min<int64_t>(piece, 24 - begin),
-                  reinterpret_cast<char*>(whole.data()));
-    for (int r = 0; r < 4; ++r)
-      for (int c = 0; c < 6; ++c)
-        EXPECT_EQ(whole[static_cast<size_t>(r * 6 + c)], r >= 1 && r <= 2 && c >= 2 && c <= 4 ? 10 * r + c : -1);
-  }
-}
-
-TEST(Boxes, ContiguousPositionIsThatOfTheFirstByteOrNone) {
-  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {0, 0}, {4, 6}}), 0);
-  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {2, 0}, {2, 6}}), 2 * 6 * 4);
-  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {3, 1}, {1, 4}}), (3 * 6 + 1) * 4);
-  EXPECT_EQ(contiguous_position(matrix({}), {0, 0, {0, 1}, {2, 5}}), -1);
-  EXPECT_EQ(contiguous_position({"s", at::kInt, {}, {}}, {0, 0, {}, {}}), 0);
-}
-
 TEST(Boxes, EveryDtypeHasOneName) {
   for (const char* name : {"f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u8", "bool"}) {
     at::ScalarType dtype;

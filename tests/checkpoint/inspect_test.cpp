@@ -61,9 +61,10 @@ TEST_F(Inspect, TensorsOfOnePrefixAreReadIntoNewMemory) {
   EXPECT_TRUE(same_bits(tensors[0].tensor, example_state(10).tensors[0].tensor));
   EXPECT_TRUE(same_bits(tensors[1].tensor, example_state(10).tensors[1].tensor));
   ChangedFileSystem changed;
-  changed.name = "global.h5";
+  changed.name = "shard_00000.h5";
   changed.change = [](char* bytes, int64_t, int64_t) { bytes[0] = 'x'; };
-  EXPECT_THAT(error_text<FormatError>([&] { read_tensors(changed, path, "model/"); }), HasSubstr("global.h5, block 0"));
+  EXPECT_THAT(error_text<FormatError>([&] { read_tensors(changed, path, "model/"); }),
+              HasSubstr("shard_00000.h5, block 0"));
 }
 
 }  // namespace
