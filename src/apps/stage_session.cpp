@@ -37,6 +37,7 @@ struct StageSession::Parts {
   std::unique_ptr<RolloutStack> rollouts;          // where something is generated
   std::unique_ptr<RolloutStack> teacher_rollouts;  // rollout.teacher_share
   std::unique_ptr<Algorithm> algorithm;
+  std::unique_ptr<Communicator> store_ranks;  // null: alone
   std::optional<CheckpointStore> store;
   TrainCounters counters;
   HostState incoming;  // what a checkpoint is being read into
@@ -119,7 +120,9 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   parts.header.data_hash = parts.data->hash();
   parts.header.model_json = to_config_json(models.policy->config(), at::kFloat);
   parts.header.blobs["frozen_models"] = nlohmann::json(models.identities).dump();
-  parts.store.emplace(parts.files, run.checkpoints(stage), static_cast<int>(stage.checkpoint.keep_local));
+  if (ranks.size() > 1) parts.store_ranks = ranks.communicator()->split(0, ranks.rank());
+  parts.store.emplace(parts.files, run.checkpoints(stage), static_cast<int>(stage.checkpoint.keep_local),
+                      parts.store_ranks.get());
   parts.compare_ranks();
 }
 
@@ -274,8 +277,6 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
   const auto blob = found.blobs.find("trainer");
   if (blob == found.blobs.end()) throw FormatError("the checkpoint of step {} has no trainer counters.", found.step);
   const TrainLoopParts loop = loop_parts();
-  for (AdamW* optimizer : {loop.optimizer, loop.critic_optimizer})
-    if (optimizer != nullptr) optimizer->make_room();
   counters = load_counters(blob->second, loop);
   incoming = HostState::room_for(loop);
   return incoming.entries();
@@ -292,20 +293,8 @@ std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
     loaded = parts.store->load(checkpoint, destinations);
     if (parts.ranks.leads()) parts.store->set_aside_newer_than(loaded->header.step);
   }
-  if (parts.ranks.size() > 1) {
-    const std::string step = loaded ? format("step {}", loaded->header.step) : "no checkpoint";
-    const std::vector<std::string> steps = parts.ranks.communicator()->gather_texts("resumed step", step);
-    for (size_t r = 1; r < steps.size(); ++r)
-      if (steps[r] != steps[0])
-        throw IoError("rank 0 finds {} in {}, rank {} finds {}. Do all ranks see the same file system?", steps[0],
-                      parts.store->directory(), r, steps[r]);
-  }
   if (!loaded) return std::nullopt;
   std::exchange(parts.incoming, {}).put_back();
-  for (AdamW* optimizer : {parts.models.optimizer.get(), parts.models.critic_optimizer.get()})
-    if (optimizer != nullptr) optimizer->keep_own();
-  for (const auto* model : {&parts.models.policy, &parts.models.own_critic})
-    if (*model && (*model)->shards() != nullptr) (*model)->shards()->release();
   parts.header.epoch = loaded->header.epoch + 1;
   parts.models.policy->publish(parts.counters.policy_version);
   if (parts.models.own_critic) parts.models.own_critic->publish(parts.counters.policy_version);

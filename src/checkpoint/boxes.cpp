@@ -62,6 +62,36 @@ int64_t num_elements(const std::vector<int64_t>& shape) {
   return count;
 }
 
+std::vector<Box> boxes_of_range(const std::vector<int64_t>& shape, int64_t begin, int64_t end) {
+  if (begin == end) return {};
+  if (shape.empty()) return {Box{}};
+  if (shape.size() == 1) return {{0, 0, {begin}, {end - begin}}};
+  const std::vector<int64_t> row_shape(shape.begin() + 1, shape.end());
+  const int64_t row = num_elements(row_shape);
+  std::vector<Box> boxes;
+  const auto add_part = [&](int64_t index, int64_t from, int64_t to) {  // of one row
+    for (Box& box : boxes_of_range(row_shape, from, to)) {
+      box.start.insert(box.start.begin(), index);
+      box.size.insert(box.size.begin(), 1);
+      boxes.push_back(std::move(box));
+    }
+  };
+  const int64_t first = (begin + row - 1) / row, last = end / row;  // whole rows: [first, last)
+  if (first > last) {
+    add_part(last, begin - last * row, end - last * row);
+    return boxes;
+  }
+  if (begin < first * row) add_part(first - 1, begin - (first - 1) * row, row);
+  if (first < last) {
+    Box rows{0, 0, std::vector<int64_t>(shape.size(), 0), shape};
+    rows.start[0] = first;
+    rows.size[0] = last - first;
+    boxes.push_back(std::move(rows));
+  }
+  if (end > last * row) add_part(last, 0, end - last * row);
+  return boxes;
+}
+
 std::string find_coverage_fault(const TensorRecord& record) {
   const int64_t wanted = num_elements(record.shape);
   if (record.boxes.size() > kMaxBoxesPerTensor)

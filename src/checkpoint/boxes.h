@@ -16,6 +16,10 @@ struct Box {
   std::vector<int64_t> size;
 };
 
+// Elements [begin, end) of a row-major tensor as boxes, in their order: a part of a row, whole rows, a part of a row,
+// each contiguous there (in more dimensions, the same of each row's part). REQUIRES: 0 <= begin <= end <= its elements.
+std::vector<Box> boxes_of_range(const std::vector<int64_t>& shape, int64_t begin, int64_t end);
+
 struct TensorRecord {
   std::string name;
   at::ScalarType dtype = at::kFloat;

@@ -3,87 +3,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <unordered_map>
+#include <exception>
 
 #include "checkpoint/atomic_directory.h"
 #include "checkpoint/folder.h"
+#include "checkpoint/together.h"
 #include "core/clock.h"
 #include "core/log.h"
 
 namespace temper {
 namespace {
-
-std::vector<int64_t> shape_of(const at::Tensor& tensor) { return tensor.sizes().vec(); }
-
-std::string show(const std::vector<int64_t>& shape) { return "[" + join(shape) + "]"; }
-
-constexpr char kWrongModelFix[] =
-    "Point [model] path at the model it was trained from, or start afresh with --checkpoint.resume=never.";
-
-void check_storable(const TensorEntry& entry) {
-  TEMPER_CHECK(entry.tensor.defined() && entry.tensor.device().is_cpu() && entry.tensor.is_contiguous() &&
-                   entry.tensor.layout() == at::kStrided,
-               "tensor {} of a checkpoint must be dense, contiguous and on the CPU", entry.name);
-}
-
-void save_folder(FileSystem& files, const std::string& path, const CheckpointHeader& header,
-                 const std::vector<TensorEntry>& entries) {
-  std::vector<TensorRecord> tensors;
-  std::vector<std::vector<const char*>> data;
-  for (const TensorEntry& entry : entries) {
-    check_storable(entry);
-    const std::string fault = find_name_fault(entry.name);
-    if (!fault.empty()) throw ConfigError("Tensor \"{}\" cannot be saved: its name {}. Rename it.", entry.name, fault);
-    TensorRecord tensor{entry.name, entry.tensor.scalar_type(), shape_of(entry.tensor), {}};
-    data.emplace_back();
-    if (entry.tensor.numel() > 0) {
-      tensor.boxes.push_back({0, 0, std::vector<int64_t>(tensor.shape.size(), 0), tensor.shape});
-      data.back().push_back(static_cast<const char*>(entry.tensor.const_data_ptr()));
-    }
-    tensors.push_back(std::move(tensor));
-  }
-  write_checkpoint_folder(files, path, header, Mesh{}, std::move(tensors), data, 1);
-}
-
-// Both sides must name the same tensors with the same types and shapes; then where each goes.
-std::vector<WantedBox> match_destinations(const std::string& path, const Manifest& manifest,
-                                          const std::vector<TensorEntry>& destinations) {
-  std::unordered_map<std::string, const TensorEntry*> by_name;
-  for (const TensorEntry& entry : destinations) {
-    check_storable(entry);
-    TEMPER_CHECK(by_name.emplace(entry.name, &entry).second, "tensor {} has two destinations", entry.name);
-  }
-  std::vector<WantedBox> wanted;
-  for (const TensorRecord& tensor : manifest.tensors) {
-    const auto found = by_name.find(tensor.name);
-    if (found == by_name.end())
-      throw ConfigError("checkpoint {}: tensor {} {} has no place in this run. {}", path, tensor.name,
-                        show(tensor.shape), kWrongModelFix);
-    const at::Tensor& destination = found->second->tensor;
-    const auto shape = shape_of(destination);
-    if (shape != tensor.shape) {
-      const bool only_rows = shape.size() == tensor.shape.size() && !shape.empty() &&
-                             std::equal(shape.begin() + 1, shape.end(), tensor.shape.begin() + 1);
-      if (only_rows)
-        throw ConfigError("checkpoint {}: tensor {} has {} rows, this model has {}. {}", path, tensor.name,
-                          tensor.shape[0], shape[0], kWrongModelFix);
-      throw ConfigError("checkpoint {}: tensor {} has shape {}, this model has {}. {}", path, tensor.name,
-                        show(tensor.shape), show(shape), kWrongModelFix);
-    }
-    if (destination.scalar_type() != tensor.dtype)
-      throw ConfigError("checkpoint {}: tensor {} holds {}, this run wants {}. {}", path, tensor.name,
-                        dtype_name(tensor.dtype), dtype_name(destination.scalar_type()), kWrongModelFix);
-    if (destination.numel() > 0)
-      wanted.push_back(
-          {&tensor, std::vector<int64_t>(shape.size(), 0), shape, static_cast<char*>(destination.data_ptr())});
-    by_name.erase(found);
-  }
-  if (!by_name.empty())
-    throw ConfigError("checkpoint {}: tensor {} {} of this run is not in it ({} are missing). {}", path,
-                      by_name.begin()->first, show(shape_of(by_name.begin()->second->tensor)), by_name.size(),
-                      kWrongModelFix);
-  return wanted;
-}
 
 std::vector<int64_t> find_steps(FileSystem& files, const std::string& directory) {  // newest first
   std::vector<int64_t> steps;
@@ -91,6 +20,20 @@ std::vector<int64_t> find_steps(FileSystem& files, const std::string& directory)
     if (const int64_t step = parse_step_name(name); step >= 0 && is_folder(directory + "/" + name))
       steps.push_back(step);
   std::sort(steps.rbegin(), steps.rend());
+  return steps;
+}
+
+// The steps that all ranks find.
+std::vector<int64_t> agreed_steps(FileSystem& files, const std::string& directory, const Agreement& ranks) {
+  std::vector<int64_t> steps;
+  const auto found = ranks.act("checkpoints found", [&] {
+    steps = find_steps(files, directory);
+    return join(steps);
+  });
+  for (size_t r = 1; r < found.size(); ++r)
+    if (found[r] != found[0])
+      throw IoError("{}: rank 0 finds the steps [{}] there, rank {} [{}]. Do all ranks see the same file system?",
+                    directory, found[0], r, found[r]);
   return steps;
 }
 
@@ -120,65 +63,58 @@ void delete_checkpoint(FileSystem& files, const std::string& path) {
 }  // namespace
 
 LoadedCheckpoint load_checkpoint(FileSystem& files, const std::string& path, const ChooseDestinations& destinations) {
-  const Manifest manifest = open_checkpoint_folder(files, path);
-  const auto wanted = match_destinations(path, manifest, destinations(manifest.header));
-  const auto problems = read_checkpoint_files(files, path, manifest, plan_reads(manifest, wanted),
-                                              ReadScope::kEverything, ReadMode::kStopAtFirstProblem);
-  if (!problems.empty())
-    throw FormatError(
-        "checkpoint {} is corrupt: {}. Use another one; `temper checkpoint verify` shows which are whole.", path,
-        describe(problems[0]));
-  return {path, manifest.header};
+  return load_together(files, path, destinations, Agreement());
 }
 
 CheckpointHeader read_checkpoint_header(FileSystem& files, const std::string& path) {
   return open_checkpoint_folder(files, path).header;
 }
 
-CheckpointStore::CheckpointStore(FileSystem& files, std::string directory, int keep_local)
-    : files_(files), directory_(std::move(directory)), keep_local_(keep_local) {
+CheckpointStore::CheckpointStore(FileSystem& files, std::string directory, int keep_local, Communicator* ranks)
+    : files_(files), directory_(std::move(directory)), keep_local_(keep_local), ranks_(ranks) {
   TEMPER_CHECK(keep_local >= 2, "keep_local is {}, at least 2 are kept", keep_local);
 }
 
 void CheckpointStore::remove_stale() { remove_unfinished(files_, directory_); }
 
 std::string CheckpointStore::save(const CheckpointState& state) {
-  CheckpointHeader header = state.header;
-  header.time = seconds_since_epoch();
-  const std::string path = directory_ + "/" + step_name(header.step);
+  CheckpointState timed = state;
+  timed.header.time = seconds_since_epoch();
+  const std::string path = directory_ + "/" + step_name(timed.header.step);
   verified_.erase(path);
   try {
-    save_folder(files_, path, header, state.tensors);
+    save_together(files_, path, timed, ranks_);
   } catch (const SyncError& error) {
     // The kernel may have dropped the pages it could not write, so a second fsync could lie: all is written anew.
     log_warning("{} The checkpoint is written once more, under a new name.", error.what());
-    save_folder(files_, path, header, state.tensors);
+    save_together(files_, path, timed, ranks_);
   }
-  write_latest(files_, directory_, header.step);
+  if (ranks_.leads()) write_latest(files_, directory_, timed.header.step);
   delete_old(path);
   return path;
 }
 
+// The first rank decides what goes, and asks the others to read with it what must be verified before.
 void CheckpointStore::delete_old(const std::string& newest_path) {
-  const auto steps = find_steps(files_, directory_);
-  if (static_cast<int>(steps.size()) <= keep_local_) return;
-  const auto reads_back = [&](const std::string& path) {
-    if (verified_.count(path) > 0) return true;
-    try {
-      const Manifest manifest = open_checkpoint_folder(files_, path);
-      const auto problems =
-          read_checkpoint_files(files_, path, manifest, {}, ReadScope::kEverything, ReadMode::kStopAtFirstProblem,
-                                /*from_disk=*/true);
-      if (problems.empty())
-        verified_.insert(path);
-      else
-        log_warning("checkpoint {} is corrupt: {}.", path, describe(problems[0]));
-      return problems.empty();
-    } catch (const Error& error) {
-      log_warning("{}", error.what());
-      return false;
+  ranks_.act("old checkpoints", [&] {
+    if (!ranks_.leads()) {
+      while (verify_share()) continue;
+      return std::string();
     }
-  };
+    std::exception_ptr failure;
+    try {
+      const auto steps = find_steps(files_, directory_);
+      if (static_cast<int>(steps.size()) > keep_local_) delete_beyond_limit(steps, newest_path);
+    } catch (const Error&) {
+      failure = std::current_exception();
+    }
+    ranks_.tell("checkpoint to verify", "");  // no more
+    if (failure) std::rethrow_exception(failure);
+    return std::string();
+  });
+}
+
+void CheckpointStore::delete_beyond_limit(const std::vector<int64_t>& steps, const std::string& newest_path) {
   if (!reads_back(newest_path))
     throw IoError("checkpoint {} reads back differently from what was written. Older ones are kept; check the disk.",
                   newest_path);
@@ -197,6 +133,43 @@ void CheckpointStore::delete_old(const std::string& newest_path) {
     } catch (const IoError& error) {
       log_warning("An old checkpoint stays: {}", error.what());
     }
+  }
+}
+
+// The first rank's half of a reading by all; the others' is verify_share().
+bool CheckpointStore::reads_back(const std::string& path) {
+  if (verified_.count(path) > 0) return true;
+  ranks_.tell("checkpoint to verify", path);
+  for (const std::string& damage : ranks_.tell("verified checkpoint", find_damage(path)))
+    if (!damage.empty()) {
+      log_warning("{}", damage);
+      return false;
+    }
+  verified_.insert(path);
+  return true;
+}
+
+bool CheckpointStore::verify_share() {
+  const std::string path = ranks_.tell("checkpoint to verify", "").front();
+  if (path.empty()) return false;
+  ranks_.tell("verified checkpoint", find_damage(path));
+  return true;
+}
+
+// In this rank's share of the files, read from the disk; empty: none.
+std::string CheckpointStore::find_damage(const std::string& path) const {
+  try {
+    const Manifest manifest = open_checkpoint_folder(files_, path);
+    ReadPlan plan;
+    plan.files.resize(manifest.files.size());
+    for (auto i = static_cast<size_t>(ranks_.rank()); i < manifest.files.size();
+         i += static_cast<size_t>(ranks_.size()))
+      plan.files[i] = whole_file(manifest.files[i]);
+    const auto problems = read_checkpoint_files(files_, path, manifest, std::move(plan), ReadScope::kNeeded,
+                                                ReadMode::kStopAtFirstProblem, /*from_disk=*/true);
+    return problems.empty() ? "" : format("checkpoint {} is corrupt: {}.", path, describe(problems[0]));
+  } catch (const Error& error) {
+    return error.what();
   }
 }
 
@@ -226,11 +199,11 @@ std::vector<CheckpointInfo> CheckpointStore::list(CheckDepth depth) const {
 
 std::optional<LoadedCheckpoint> CheckpointStore::load_newest(const ChooseDestinations& destinations) {
   std::vector<std::string> refused;
-  for (const int64_t step : find_steps(files_, directory_)) {
+  for (const int64_t step : agreed_steps(files_, directory_, ranks_)) {
     const std::string path = directory_ + "/" + step_name(step);
     try {
       LoadedCheckpoint loaded = load(path, destinations);
-      if (!refused.empty())
+      if (!refused.empty() && ranks_.leads())
         log_warning("Resuming from {}, not from a newer checkpoint: {} newer did not verify, see above.", path,
                     refused.size());
       return loaded;
@@ -239,7 +212,7 @@ std::optional<LoadedCheckpoint> CheckpointStore::load_newest(const ChooseDestina
     } catch (const IoError& error) {
       refused.push_back(error.what());
     }
-    log_warning("{}", refused.back());
+    if (ranks_.leads()) log_warning("{}", refused.back());
   }
   if (refused.empty()) return std::nullopt;
   throw FormatError(
@@ -248,7 +221,7 @@ std::optional<LoadedCheckpoint> CheckpointStore::load_newest(const ChooseDestina
 }
 
 LoadedCheckpoint CheckpointStore::load(const std::string& path, const ChooseDestinations& destinations) {
-  LoadedCheckpoint loaded = load_checkpoint(files_, path, destinations);
+  LoadedCheckpoint loaded = load_together(files_, path, destinations, ranks_);
   verified_.insert(path);
   return loaded;
 }

@@ -1,6 +1,7 @@
 // Saves and restores the complete state of a stage: folders step_NNNNNN below RUN/checkpoints/STAGE, each written once,
-// committed by rename, verified to the last bit when read. Format: docs/checkpoint_format.md. Called by the train loop,
-// on one thread; reading and hashing use a second one inside.
+// committed by rename, verified to the last bit when read. Format: docs/checkpoint_format.md. The ranks of a world save
+// and load together: each writes and reads what is its own. One thread a rank; reading and hashing use a second one
+// inside.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -12,14 +13,26 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/agreement.h"
 #include "checkpoint/file_system.h"
 
 namespace temper {
 
-// Contiguous, on the CPU; may be a view of a larger buffer. Names: "model/…", "critic/…", "optim/exp_avg/…".
+// A tensor or, where ranks share it, the part that this one holds: contiguous, on the CPU; may be a view of a larger
+// buffer. Names: "model/…", "critic/…", "optim/exp_avg/…". Several parts of one tensor are an entry each; a rank that
+// holds nothing of it has an entry without elements, or to save none.
 struct TensorEntry {
   std::string name;
   at::Tensor tensor;
+  std::vector<int64_t> whole_shape = {};  // of what `tensor` is a part of; empty: it is whole
+  std::vector<int64_t> start = {};        // of the part, in the whole
+};
+
+// The ranks that wrote it, for people: no reader depends on it.
+struct Mesh {
+  int64_t replicas = 1;
+  int64_t shard = 1;
+  int64_t tensor_parallel = 1;
 };
 
 // All of a checkpoint but its tensors.
@@ -38,9 +51,11 @@ struct CheckpointHeader {
   std::map<std::string, std::string> blobs;
 };
 
+// What a rank saves. Together the ranks' entries hold each element of each tensor exactly once.
 struct CheckpointState {
-  CheckpointHeader header;
+  CheckpointHeader header;  // the first rank's counts, as its mesh and its order of the tensors do
   std::vector<TensorEntry> tensors;
+  Mesh mesh = {};
 };
 
 struct LoadedCheckpoint {
@@ -60,7 +75,8 @@ struct CheckpointInfo {
 enum class CheckDepth { kManifest, kEveryByte };
 
 // Given the verified header, before the tensors are read: the caller checks that the checkpoint fits (ConfigError
-// passes through), prepares its state and says where each tensor goes.
+// passes through), prepares its state and says where each tensor goes, or the parts of it that this rank wants. Makes
+// no collective calls.
 using ChooseDestinations = std::function<std::vector<TensorEntry>(const CheckpointHeader&)>;
 
 // Reads one checkpoint: verifies every byte of every file while the tensors go straight into their destinations.
@@ -73,20 +89,24 @@ CheckpointHeader read_checkpoint_header(FileSystem& files, const std::string& pa
 
 class CheckpointStore {
  public:
-  // directory: RUN/checkpoints/STAGE, made when needed. keep_local >= 2: how many checkpoints stay.
-  CheckpointStore(FileSystem& files, std::string directory, int keep_local);
+  // directory: RUN/checkpoints/STAGE, made when needed, one file system for all ranks. keep_local >= 2: how many
+  // checkpoints stay. ranks: those that save and load together, a communicator of the store's own; null: this one
+  // alone. save() and the load functions are collective calls and throw the same on all ranks; what the others change
+  // is for the first rank alone.
+  CheckpointStore(FileSystem& files, std::string directory, int keep_local, Communicator* ranks = nullptr);
 
   // Removes the unfinished folders of crashed writers. REQUIRES: the run directory is locked by this process.
   void remove_stale();
 
-  // Returns the folder. Then older ones beyond keep_local go, if the new one reads back verified and at least two
-  // verified ones remain. IoError: earlier checkpoints are intact, and no half of this one appears under a final name.
+  // Returns the folder. Then older ones beyond keep_local go, if the new one reads back verified (the ranks share its
+  // files out) and at least two verified ones remain. IoError: earlier checkpoints are intact, and no half of this one
+  // appears under a final name.
   std::string save(const CheckpointState& state);
 
   std::vector<CheckpointInfo> list(CheckDepth depth = CheckDepth::kManifest) const;  // newest first
 
   // The newest that verifies; the log says which, and why not the newer ones. Nothing if there is no checkpoint at all;
-  // FormatError if there are some and none verifies.
+  // FormatError if there are some and none verifies, IoError where ranks see different ones.
   std::optional<LoadedCheckpoint> load_newest(const ChooseDestinations& destinations);
   LoadedCheckpoint load(const std::string& path, const ChooseDestinations& destinations);
 
@@ -98,10 +118,15 @@ class CheckpointStore {
 
  private:
   void delete_old(const std::string& newest_path);
+  void delete_beyond_limit(const std::vector<int64_t>& steps, const std::string& newest_path);
+  bool reads_back(const std::string& path);
+  bool verify_share();
+  std::string find_damage(const std::string& path) const;
 
   FileSystem& files_;
   std::string directory_;
   int keep_local_;
+  Agreement ranks_;
   std::set<std::string> verified_;  // folders read back whole by this process
 };
 

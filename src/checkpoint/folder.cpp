@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "checkpoint/atomic_directory.h"
-
 namespace temper {
 namespace {
 
@@ -13,41 +11,66 @@ bool contains(const std::vector<std::string>& sorted_names, const std::string& n
 
 }  // namespace
 
-void write_checkpoint_folder(FileSystem& files, const std::string& path, const CheckpointHeader& header,
-                             const Mesh& mesh, std::vector<TensorRecord> tensors,
-                             const std::vector<std::vector<const char*>>& data, int num_shards) {
+FileRecord write_shard(FileSystem& files, const std::string& folder, int shard, std::vector<TensorRecord>& tensors,
+                       const std::vector<std::vector<const char*>>& data) {
   TEMPER_CHECK(data.size() == tensors.size(), "{} tensors, data of {}", tensors.size(), data.size());
-  Manifest manifest;
-  manifest.header = header;
-  manifest.writer = std::string("temper ") + TEMPER_VERSION;
-  manifest.mesh = mesh;
-  AtomicDirectory folder(files, path);
-  for (int shard = 0; shard < num_shards; ++shard) {
-    std::vector<ShardPiece> layout;
-    std::vector<WritePiece> pieces;
-    std::vector<Box*> boxes;
-    for (size_t t = 0; t < tensors.size(); ++t) {
-      const auto names = piece_names(tensors[t]);
-      for (size_t b = 0; b < tensors[t].boxes.size(); ++b) {
-        Box& box = tensors[t].boxes[b];
-        if (box.shard != shard) continue;
-        layout.push_back({names[b], tensors[t].dtype, box.size, tensors[t].shape, box.start});
-        pieces.push_back({&tensors[t], &box, data[t][b]});
-        boxes.push_back(&box);
-      }
+  std::vector<ShardPiece> layout;
+  std::vector<WritePiece> pieces;
+  std::vector<Box*> boxes;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    for (Box& box : tensors[t].boxes) box.shard = shard;
+    const auto names = piece_names(tensors[t]);
+    for (size_t b = 0; b < tensors[t].boxes.size(); ++b) {
+      Box& box = tensors[t].boxes[b];
+      layout.push_back({names[b], tensors[t].dtype, box.size, tensors[t].shape, box.start});
+      pieces.push_back({&tensors[t], &box, data[t][b]});
+      boxes.push_back(&box);
     }
-    const Hdf5Skeleton skeleton = make_shard_skeleton(layout);
-    for (size_t i = 0; i < boxes.size(); ++i) boxes[i]->offset = skeleton.offsets[i];
-    manifest.files.push_back(write_data_file(files, folder.path(), shard_name(shard), skeleton, pieces));
   }
-  manifest.files.push_back(write_data_file(files, folder.path(), kGlobalName, make_global_skeleton(tensors), {}));
-  manifest.tensors = std::move(tensors);
+  const Hdf5Skeleton skeleton = make_shard_skeleton(layout);
+  for (size_t i = 0; i < boxes.size(); ++i) boxes[i]->offset = skeleton.offsets[i];
+  return write_data_file(files, folder, shard_name(shard), skeleton, pieces);
+}
+
+void commit_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path, Manifest manifest) {
+  manifest.writer = std::string("temper ") + TEMPER_VERSION;
+  manifest.files.push_back(
+      write_data_file(files, folder.path(), kGlobalName, make_global_skeleton(manifest.tensors), {}));
   const std::string text = encode_manifest(manifest);
-  parse_manifest(text,
-                 path + "/" + kManifestName);  // what cannot be read back (a hole in the coverage) is not committed
+  // What cannot be read back (a hole in the coverage) is not committed.
+  parse_manifest(text, path + "/" + kManifestName);
   write_synced_file(files, folder.path() + "/" + kManifestName, text);
   write_synced_file(files, folder.path() + "/" + kCommittedName, "");
   folder.commit();
+}
+
+void write_checkpoint_folder(FileSystem& files, const std::string& path, const CheckpointHeader& header,
+                             const Mesh& mesh, std::vector<TensorRecord> tensors,
+                             const std::vector<std::vector<const char*>>& data, int num_shards) {
+  Manifest manifest;
+  manifest.header = header;
+  manifest.mesh = mesh;
+  AtomicDirectory folder(files, path);
+  for (int shard = 0; shard < num_shards; ++shard) {
+    std::vector<TensorRecord> here = tensors;
+    std::vector<std::vector<const char*>> bytes(tensors.size());
+    std::vector<Box*> boxes;  // of the shard, in the order of `here`
+    for (size_t t = 0; t < tensors.size(); ++t) {
+      here[t].boxes.clear();
+      for (size_t b = 0; b < tensors[t].boxes.size(); ++b) {
+        if (tensors[t].boxes[b].shard != shard) continue;
+        boxes.push_back(&tensors[t].boxes[b]);
+        here[t].boxes.push_back(tensors[t].boxes[b]);
+        bytes[t].push_back(data[t][b]);
+      }
+    }
+    manifest.files.push_back(write_shard(files, folder.path(), shard, here, bytes));
+    auto box = boxes.begin();
+    for (const TensorRecord& tensor : here)
+      for (const Box& placed : tensor.boxes) (*box++)->offset = placed.offset;
+  }
+  manifest.tensors = std::move(tensors);
+  commit_checkpoint_folder(files, folder, path, std::move(manifest));
 }
 
 Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {

@@ -4,14 +4,22 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/atomic_directory.h"
 #include "checkpoint/data_file.h"
 #include "checkpoint/manifest.h"
 
 namespace temper {
 
-// Writes and commits `path` (docs/checkpoint_format.md, "Commit"). tensors: the boxes' shard, start and size are given,
-// their offsets are chosen here. data[t][b]: the contiguous bytes of box b of tensor t. shards are numbered 0 to
-// num_shards - 1.
+// Writes a shard of the boxes, whose start and size are given, and sets their shard and offset. data[t][b]: the
+// contiguous bytes of box b of tensor t.
+FileRecord write_shard(FileSystem& files, const std::string& folder, int shard, std::vector<TensorRecord>& tensors,
+                       const std::vector<std::vector<const char*>>& data);
+
+// manifest.files: the shards, which lie in the folder. Adds global.h5, the manifest and COMMITTED, and renames it to
+// `path` (docs/checkpoint_format.md, "Commit"). FormatError where the boxes leave an element out or hold one twice.
+void commit_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path, Manifest manifest);
+
+// All of it by one writer: the boxes' shard is given too, 0 to num_shards - 1.
 void write_checkpoint_folder(FileSystem& files, const std::string& path, const CheckpointHeader& header,
                              const Mesh& mesh, std::vector<TensorRecord> tensors,
                              const std::vector<std::vector<const char*>>& data, int num_shards);

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <set>
 #include <utility>
 
@@ -272,6 +273,8 @@ void check_names(const std::vector<std::string>& names) {
 // Creates a file through the page driver, lets `fill` define its contents, closes it.
 template <class F>
 Hdf5Skeleton lay_out(const std::string& what, size_t num_data_sets, F&& fill) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   QuietErrors quiet;
   Hdf5Skeleton image;
   PageDriverInfo info{&image};

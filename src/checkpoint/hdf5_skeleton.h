@@ -1,7 +1,7 @@
 // The structure of an HDF5 file without its data: HDF5 lays the file out through a driver that keeps the metadata pages
 // in memory and never touches a disk, and says where each data set's bytes belong. The writer puts both into the file
 // itself, so every byte and every failure passes through FileSystem (HDF5 1.10 loses ENOSPC), and no data goes through
-// HDF5's buffers. Not thread-safe across calls of HDF5 1.10 builds without its global lock: one thread at a time.
+// HDF5's buffers. Debian's HDF5 has no lock of its own: these functions take one, so any thread may call them.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -46,6 +46,21 @@ std::string hex_blocks(const std::vector<uint64_t>& blocks) {
   return text;
 }
 
+Json encode_file(const FileRecord& file) {
+  return {{"name", file.name},
+          {"size", file.size_bytes},
+          {"xxh3_128", file.xxh3_128},
+          {"xxh3_64_blocks", hex_blocks(file.blocks)}};
+}
+
+Json encode_tensor(const TensorRecord& tensor) {
+  Json boxes = Json::array();
+  for (const Box& box : tensor.boxes)
+    boxes.push_back(Json{{"shard", box.shard}, {"offset", box.offset}, {"start", box.start}, {"size", box.size}});
+  return {
+      {"name", tensor.name}, {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"boxes", std::move(boxes)}};
+}
+
 // Reads the parsed JSON; every complaint names the manifest and the place in it.
 class Decoder {
  public:
@@ -178,9 +193,12 @@ TensorRecord decode_tensor(const Decoder& decode, const Json& json, size_t index
     box.size = decode.counts(item, "size", where);
     tensor.boxes.push_back(std::move(box));
   }
-  const std::string hole = find_coverage_fault(tensor);
-  if (!hole.empty()) decode.fail("{}: {}", where, hole);
   return tensor;
+}
+
+void check_coverage(const Decoder& decode, const TensorRecord& tensor) {
+  const std::string hole = find_coverage_fault(tensor);
+  if (!hole.empty()) decode.fail("tensor {}: {}", tensor.name, hole);
 }
 
 // Boxes lie inside their files and share no byte: the tensors together are never larger than the files are.
@@ -271,25 +289,30 @@ std::string encode_manifest(const Manifest& manifest) {
   add("blobs", blobs);
 
   std::vector<std::string> lines;
-  for (const FileRecord& file : manifest.files)
-    lines.push_back(dump(Json{{"name", file.name},
-                              {"size", file.size_bytes},
-                              {"xxh3_128", file.xxh3_128},
-                              {"xxh3_64_blocks", hex_blocks(file.blocks)}}));
+  for (const FileRecord& file : manifest.files) lines.push_back(dump(encode_file(file)));
   out += "\"files\":[\n" + join(lines, ",\n") + "],\n";
   lines.clear();
-  for (const TensorRecord& tensor : manifest.tensors) {
-    Json boxes = Json::array();
-    for (const Box& box : tensor.boxes)
-      boxes.push_back(Json{{"shard", box.shard}, {"offset", box.offset}, {"start", box.start}, {"size", box.size}});
-    lines.push_back(dump(Json{{"name", tensor.name},
-                              {"dtype", dtype_name(tensor.dtype)},
-                              {"shape", tensor.shape},
-                              {"boxes", std::move(boxes)}}));
-  }
+  for (const TensorRecord& tensor : manifest.tensors) lines.push_back(dump(encode_tensor(tensor)));
   out += "\"tensors\":[\n" + join(lines, ",\n") + "],\n";
   const std::string checksum = xxh3_128_hex(out);
   return out + std::string(kChecksumKey) + checksum + "\"}";
+}
+
+std::string encode_shard_report(const ShardReport& report) {
+  Json tensors = Json::array();
+  for (const TensorRecord& tensor : report.tensors) tensors.push_back(encode_tensor(tensor));
+  return dump(Json{{"file", encode_file(report.file)}, {"tensors", std::move(tensors)}});
+}
+
+ShardReport parse_shard_report(const std::string& text) {
+  const std::string source = "a rank's report of its shard";
+  const Decoder decode(source);
+  const Json root = parse_without_duplicates(text, decode);
+  ShardReport report;
+  report.file = decode_file(decode, decode.member(root, "file", "report"), "file");
+  for (const Json& json : decode.array(root, "tensors", "report"))
+    report.tensors.push_back(decode_tensor(decode, json, report.tensors.size()));
+  return report;
 }
 
 Manifest parse_manifest(std::string_view bytes, const std::string& path) {
@@ -338,6 +361,7 @@ Manifest parse_manifest(std::string_view bytes, const std::string& path) {
   std::set<std::string> names;
   for (const Json& json : decode.array(root, "tensors", "manifest")) {
     manifest.tensors.push_back(decode_tensor(decode, json, manifest.tensors.size()));
+    check_coverage(decode, manifest.tensors.back());
     if (!names.insert(manifest.tensors.back().name).second)
       decode.fail("the tensor {} is listed twice", manifest.tensors.back().name);
   }

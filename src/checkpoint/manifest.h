@@ -19,13 +19,6 @@ constexpr char kManifestName[] = "manifest.json";
 constexpr char kCommittedName[] = "COMMITTED";
 constexpr char kGlobalName[] = "global.h5";
 
-// The ranks that wrote it, for people: no reader depends on it.
-struct Mesh {
-  int64_t replicas = 1;
-  int64_t shard = 1;
-  int64_t tensor_parallel = 1;
-};
-
 struct FileRecord {
   std::string name;
   int64_t size_bytes = 0;
@@ -49,6 +42,14 @@ int64_t parse_step_name(const std::string& name);  // -1 if it is no such name
 std::string find_name_fault(const std::string& name);
 
 std::string encode_manifest(const Manifest& manifest);
+
+// What a rank that wrote a shard tells the one that writes the manifest: the file, and its boxes of the tensors.
+struct ShardReport {
+  FileRecord file;
+  std::vector<TensorRecord> tensors;
+};
+std::string encode_shard_report(const ShardReport& report);
+ShardReport parse_shard_report(const std::string& text);
 
 // Verifies the checksum, then the version, then every claim that can be checked without the files; FormatError names
 // `path`.

@@ -31,7 +31,7 @@ BoxCopy intersect(const Box& stored, const WantedBox& wanted) {
   const int64_t element_bytes = dtype_size_bytes(wanted.tensor->dtype);
   BoxCopy copy;
   copy.stored = &stored;
-  copy.wanted = &wanted;
+  copy.data = wanted.data;
   copy.stored_bytes = num_elements(stored.size) * element_bytes;
   copy.run_bytes = element_bytes;
   const std::vector<int64_t> in_stored = strides_of(stored.size, element_bytes);
@@ -80,6 +80,13 @@ std::vector<BlockRange> merge(std::vector<BlockRange> ranges) {
       merged.push_back(range);
   }
   return merged;
+}
+
+void count_blocks(const Manifest& manifest, ReadPlan* plan) {
+  plan->read_bytes = 0;
+  for (size_t i = 0; i < plan->files.size(); ++i)
+    for (const BlockRange& range : plan->files[i].blocks)
+      plan->read_bytes += std::min(range.end * kBlockBytes, manifest.files[i].size_bytes) - range.begin * kBlockBytes;
 }
 
 // The dimension along which most boxes begin at another place.
@@ -165,7 +172,7 @@ char* FilePlan::direct(int64_t begin, int64_t end) const {
   if (index == copy->num_runs) return nullptr;
   const BoxCopy::Run run = copy->run(index);
   if (run.stored > within || run.stored + copy->run_bytes < end - copy->stored->offset) return nullptr;
-  return copy->wanted->data + run.wanted + (within - run.stored);
+  return copy->data + run.wanted + (within - run.stored);
 }
 
 void FilePlan::copy(int64_t begin, int64_t end, const char* bytes) const {
@@ -175,7 +182,7 @@ void FilePlan::copy(int64_t begin, int64_t end, const char* bytes) const {
       const BoxCopy::Run run = copy->run(i);
       if (run.stored >= to) break;
       const int64_t low = std::max(from, run.stored), high = std::min(to, run.stored + copy->run_bytes);
-      std::memcpy(copy->wanted->data + run.wanted + (low - run.stored), bytes + (low - from),
+      std::memcpy(copy->data + run.wanted + (low - run.stored), bytes + (low - from),
                   static_cast<size_t>(high - low));
     }
   }
@@ -203,15 +210,34 @@ ReadPlan plan_reads(const Manifest& manifest, const std::vector<WantedBox>& want
       file.copies.push_back(copy);
     });
   }
-  for (size_t i = 0; i < plan.files.size(); ++i) {
-    FilePlan& file = plan.files[i];
+  for (FilePlan& file : plan.files) {
     file.blocks = merge(std::move(file.blocks));
     std::sort(file.copies.begin(), file.copies.end(),
               [](const BoxCopy& a, const BoxCopy& b) { return a.stored->offset < b.stored->offset; });
-    for (const BlockRange& range : file.blocks)
-      plan.read_bytes += std::min(range.end * kBlockBytes, manifest.files[i].size_bytes) - range.begin * kBlockBytes;
   }
+  count_blocks(manifest, &plan);
   return plan;
+}
+
+void add_blocks_between(const Manifest& manifest, int rank, int num_ranks, ReadPlan* plan) {
+  std::vector<std::vector<BlockRange>> held(manifest.files.size());
+  for (const TensorRecord& tensor : manifest.tensors)
+    for (const Box& box : tensor.boxes) {
+      const int64_t end = box.offset + num_elements(box.size) * dtype_size_bytes(tensor.dtype);
+      held[static_cast<size_t>(box.shard)].push_back({box.offset / kBlockBytes, (end + kBlockBytes - 1) / kBlockBytes});
+    }
+  for (size_t i = static_cast<size_t>(rank); i < held.size(); i += static_cast<size_t>(num_ranks)) {
+    std::vector<BlockRange>& blocks = plan->files[i].blocks;
+    int64_t next = 0;  // behind what is held so far
+    for (const BlockRange& range : merge(std::move(held[i]))) {
+      if (next < range.begin) blocks.push_back({next, range.begin});
+      next = range.end;
+    }
+    const auto num_blocks = static_cast<int64_t>(manifest.files[i].blocks.size());
+    if (next < num_blocks) blocks.push_back({next, num_blocks});
+    blocks = merge(std::move(blocks));
+  }
+  count_blocks(manifest, plan);
 }
 
 }  // namespace temper

@@ -19,7 +19,7 @@ struct WantedBox {
 // Where a stored and a wanted box meet.
 struct BoxCopy {
   const Box* stored = nullptr;
-  const WantedBox* wanted = nullptr;
+  char* data = nullptr;      // of the wanted box
   int64_t stored_bytes = 0;  // of the whole stored box
   int64_t run_bytes = 0;     // that lie together in both
   int64_t num_runs = 1;
@@ -62,8 +62,13 @@ struct ReadPlan {
   int64_t read_bytes = 0;       // the blocks
 };
 
-// REQUIRES: the wanted boxes lie inside their tensors, which are the manifest's own records; both outlive the plan.
+// REQUIRES: the wanted boxes lie inside their tensors, which are the manifest's own records; the manifest outlives the
+// plan.
 // A manifest covers every element exactly once (parse_manifest checks it), so every wanted one is found.
 ReadPlan plan_reads(const Manifest& manifest, const std::vector<WantedBox>& wanted);
+
+// Adds, of every num_ranks-th file from the rank-th on, the blocks that hold no tensor's bytes (HDF5's own): nobody
+// wants these, yet all is to be verified.
+void add_blocks_between(const Manifest& manifest, int rank, int num_ranks, ReadPlan* plan);
 
 }  // namespace temper

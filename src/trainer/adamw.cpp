@@ -65,15 +65,10 @@ AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings)
 
 AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings, const ShardPlan& plan)
     : settings_(settings), plan_(plan), layout_(parameters.specs()) {
-  if (!plan_.is_sharded()) {
-    exp_avg_ = FlatParameters(layout_, at::kFloat, parameters.flat().device());
-    exp_avg_sq_ = FlatParameters(layout_, at::kFloat, parameters.flat().device());
-    return;
-  }
   int64_t size = 0;
   for (const FlatRange& range : plan_.owned()) size += range.size();
-  own_avg_ = at::zeros({size}, parameters.flat().options());
-  own_avg_sq_ = at::zeros({size}, parameters.flat().options());
+  exp_avg_ = at::zeros({size}, parameters.flat().options());
+  exp_avg_sq_ = at::zeros({size}, parameters.flat().options());
 }
 
 void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
@@ -89,8 +84,8 @@ void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradien
   const auto root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(settings_.beta2, t)));
   float* p = parameters.flat().mutable_data_ptr<float>();
   float* g = gradients.flat().mutable_data_ptr<float>();
-  float* m = (plan_.is_sharded() ? own_avg_ : exp_avg_.flat()).mutable_data_ptr<float>();
-  float* v = (plan_.is_sharded() ? own_avg_sq_ : exp_avg_sq_.flat()).mutable_data_ptr<float>();
+  float* m = exp_avg_.mutable_data_ptr<float>();
+  float* v = exp_avg_sq_.mutable_data_ptr<float>();
   each_piece([&](const FlatRange& piece, int64_t moments, bool decays) {
     const int64_t shift = moments - piece.begin;
     const auto decay = static_cast<float>(decays ? 1 - learning_rate * settings_.weight_decay : 1);
@@ -106,8 +101,6 @@ void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradien
 void AdamW::step_on_device(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
                            double gradient_scale) const {
   const at::NoGradGuard no_grad;
-  const at::Tensor &avg = plan_.is_sharded() ? own_avg_ : exp_avg_.flat(),
-                   &avg_sq = plan_.is_sharded() ? own_avg_sq_ : exp_avg_sq_.flat();
   struct Lists {
     std::vector<at::Tensor> parameters, gradients, avg, avg_sq, steps;
   } decaying, others;
@@ -117,8 +110,8 @@ void AdamW::step_on_device(const FlatParameters& parameters, const FlatParameter
     Lists& lists = decays ? decaying : others;
     lists.parameters.push_back(parameters.flat().narrow(0, piece.begin, piece.size()));
     lists.gradients.push_back(gradients.flat().narrow(0, piece.begin, piece.size()));
-    lists.avg.push_back(avg.narrow(0, moments, piece.size()));
-    lists.avg_sq.push_back(avg_sq.narrow(0, moments, piece.size()));
+    lists.avg.push_back(exp_avg_.narrow(0, moments, piece.size()));
+    lists.avg_sq.push_back(exp_avg_sq_.narrow(0, moments, piece.size()));
     lists.steps.push_back(steps);
   });
   // The kernel divides the gradients by what it is given.
@@ -141,36 +134,14 @@ void AdamW::each_piece(const std::function<void(const FlatRange& piece, int64_t 
   }
 }
 
-void AdamW::gather_moments(const Ranks& ranks) {
-  if (!plan_.is_sharded()) return;
-  make_room();
-  each_owned([](const at::Tensor& own, const at::Tensor& whole) { at::Tensor(whole).copy_(own); });
-  gather_parts(ranks.shard_group(), plan_, "first moments", whole_avg_.flat());
-  gather_parts(ranks.shard_group(), plan_, "second moments", whole_avg_sq_.flat());
-}
-
-void AdamW::make_room() {
-  if (!plan_.is_sharded()) return;
-  whole_avg_ = FlatParameters(layout_, at::kFloat, own_avg_.device());
-  whole_avg_sq_ = FlatParameters(layout_, at::kFloat, own_avg_.device());
-}
-
-void AdamW::keep_own() {
-  if (!plan_.is_sharded()) return;
-  each_owned([](const at::Tensor& own, const at::Tensor& whole) { at::Tensor(own).copy_(whole); });
-  drop_gathered();
-}
-
-void AdamW::drop_gathered() { whole_avg_ = whole_avg_sq_ = FlatParameters(); }
-
-// visit(this rank's piece, the same piece of the whole), of both moments.
-void AdamW::each_owned(const std::function<void(const at::Tensor& own, const at::Tensor& whole)>& visit) {
+std::vector<FlatPart> AdamW::parts_of(const at::Tensor& moments) const {
+  std::vector<FlatPart> parts;
   int64_t at = 0;
   for (const FlatRange& range : plan_.owned()) {
-    visit(own_avg_.narrow(0, at, range.size()), whole_avg_.flat().narrow(0, range.begin, range.size()));
-    visit(own_avg_sq_.narrow(0, at, range.size()), whole_avg_sq_.flat().narrow(0, range.begin, range.size()));
+    parts.push_back({range.begin, moments.narrow(0, at, range.size())});
     at += range.size();
   }
+  return parts;
 }
 
 }  // namespace temper

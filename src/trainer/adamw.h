@@ -7,7 +7,6 @@
 #include <functional>
 
 #include "model/parameters.h"
-#include "trainer/ranks.h"
 #include "trainer/shard_plan.h"
 
 namespace temper {
@@ -33,29 +32,21 @@ class AdamW {
   int64_t num_steps() const { return num_steps_; }
   void set_num_steps(int64_t value) { num_steps_ = value; }  // on resume
 
-  // The moments whole, for a checkpoint: the optimiser's own memory where nothing is sharded. Else they are put
-  // together from all ranks by gather_moments(), or allocated to be read into by make_room(); keep_own() takes this
-  // rank's part of them and lets the memory go, drop_gathered() lets it go.
-  const FlatParameters& exp_avg() const { return plan_.is_sharded() ? whole_avg_ : exp_avg_; }
-  const FlatParameters& exp_avg_sq() const { return plan_.is_sharded() ? whole_avg_sq_ : exp_avg_sq_; }
-  void gather_moments(const Ranks& ranks);
-  void make_room();
-  void keep_own();
-  void drop_gathered();
+  // The moments of what is owned, by its place in the flat buffer: the optimiser's own memory.
+  std::vector<FlatPart> exp_avg() const { return parts_of(exp_avg_); }
+  std::vector<FlatPart> exp_avg_sq() const { return parts_of(exp_avg_sq_); }
 
  private:
   // visit(piece of a parameter in the flat buffer, where its moments begin, whether it decays)
   void each_piece(const std::function<void(const FlatRange& piece, int64_t moments, bool decays)>& visit) const;
   void step_on_device(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
                       double gradient_scale) const;
-  void each_owned(const std::function<void(const at::Tensor& own, const at::Tensor& whole)>& visit);
+  std::vector<FlatPart> parts_of(const at::Tensor& moments) const;
 
   AdamWSettings settings_;
   ShardPlan plan_;
   std::vector<ParameterSpec> layout_;
-  FlatParameters exp_avg_, exp_avg_sq_;      // whole, unless sharded
-  at::Tensor own_avg_, own_avg_sq_;          // sharded: the owned ranges one behind the other
-  FlatParameters whole_avg_, whole_avg_sq_;  // sharded: for a moment
+  at::Tensor exp_avg_, exp_avg_sq_;  // the owned ranges one behind the other
   int64_t num_steps_ = 0;
 };
 

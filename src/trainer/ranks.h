@@ -39,6 +39,7 @@ class Ranks {
   // ConfigError where the replicas would differ in size.
   Ranks with_replicas(int64_t count) const;
   int num_replicas() const { return peers_ == nullptr ? 1 : peers_->size(); }
+  bool in_first_replica() const { return peers_ == nullptr || peers_->rank() == 0; }
   // The data-parallel ranks that share this one's replica; all of them where there is one.
   Ranks shard_group() const;
 
@@ -114,7 +115,7 @@ void begin_reduction(const Ranks& ranks, const ShardPlan& plan, const std::strin
 void begin_gathering(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
                      const FlatRange& segment, std::vector<CommHandle>& sent);
 
-// Every owner's part of the flat buffer reaches all ranks: weights after an update, moments before they are saved.
+// Every owner's part of the flat buffer reaches all ranks.
 void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat);
 
 // sqrt(sum of squares) of a model's gradients that lie with their owners, or of the whole buffer where nothing is

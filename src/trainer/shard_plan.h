@@ -16,6 +16,13 @@ struct FlatRange {
   int64_t size() const { return end - begin; }
 };
 
+// Elements of a flat buffer, wherever they lie: [begin, end()) of it.
+struct FlatPart {
+  int64_t begin = 0;
+  at::Tensor elements;  // [n]
+  int64_t end() const { return begin + elements.numel(); }
+};
+
 class ShardPlan {
  public:
   // kNone: every rank owns everything.

@@ -74,25 +74,16 @@ void Stage::evaluate_held_out(MetricRecord& record) const {
 
 void Stage::save(bool must_succeed) {
   const Stopwatch watch;
-  for (AdamW* optimizer : {parts_.loop.optimizer, parts_.loop.critic_optimizer})
-    if (optimizer != nullptr) optimizer->gather_moments(parts_.loop.ranks);
-  const std::shared_ptr<void> policy_weights = parts_.loop.policy->gathered();
-  const std::shared_ptr<void> critic_weights =
-      parts_.loop.critic_optimizer != nullptr ? parts_.loop.critic->gathered() : nullptr;
-  CheckpointState state{parts_.header, HostState::of(parts_.loop).entries()};
+  CheckpointState state{parts_.header, HostState::of(parts_.loop).entries(), checkpoint_mesh(parts_.loop.ranks)};
   state.header.step = counters().step;
   state.header.policy_version = counters().policy_version;
   state.header.blobs["trainer"] = save_counters(counters(), parts_.loop);
-  // All ranks have the same state: the first writes it, and all learn whether it is there.
-  std::string failure;
+  std::string failure;  // the same on all ranks
   try {
-    parts_.loop.ranks.lead([&] { parts_.store->save(state); });
+    parts_.store->save(state);
   } catch (const IoError& error) {
     failure = error.what();
   }
-  state.tensors.clear();
-  for (AdamW* optimizer : {parts_.loop.optimizer, parts_.loop.critic_optimizer})
-    if (optimizer != nullptr) optimizer->drop_gathered();
   if (parts_.hooks.on_save) parts_.hooks.on_save(counters().step, failure.empty());
   if (failure.empty()) {
     num_failed_saves_ = 0;

@@ -4,45 +4,91 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/boxes.h"
 #include "core/error.h"
 #include "model/tensor_parallel.h"
 
 namespace temper {
+namespace {
 
-HostState::HostState(const TrainLoopParts& parts, bool filled) : ranks_(parts.ranks) {
+// What [begin, end) of the flat buffer has of the parts.
+std::vector<FlatPart> cut(const std::vector<FlatPart>& parts, const FlatRange& range) {
+  std::vector<FlatPart> pieces;
+  for (const FlatPart& part : parts) {
+    const int64_t begin = std::max(range.begin, part.begin), end = std::min(range.end, part.end());
+    if (begin < end) pieces.push_back({begin, part.elements.narrow(0, begin - part.begin, end - begin)});
+  }
+  return pieces;
+}
+
+}  // namespace
+
+HostState::HostState(const TrainLoopParts& parts, bool to_be_saved) : ranks_(parts.ranks) {
   const auto append_learner = [&](const std::string& prefix, const std::string& optim, const TrainerModel& model,
                                   const AdamW& optimizer) {
-    append(prefix, model.parameters(), model.config(), filled);
-    append(optim + "exp_avg/", optimizer.exp_avg(), model.config(), filled);
-    append(optim + "exp_avg_sq/", optimizer.exp_avg_sq(), model.config(), filled);
+    append(prefix, model, model.own_parts(), to_be_saved);
+    append(optim + "exp_avg/", model, optimizer.exp_avg(), to_be_saved);
+    append(optim + "exp_avg_sq/", model, optimizer.exp_avg_sq(), to_be_saved);
   };
   append_learner("model/", "optim/", *parts.policy, *parts.optimizer);
   if (parts.critic_optimizer != nullptr)
     append_learner("critic/", "critic_optim/", *parts.critic, *parts.critic_optimizer);
 }
 
-FlatParameters HostState::on_host(const FlatParameters& tensors, const ModelConfig& model, bool filled) const {
-  Communicator* group = ranks_.tensor_group();
-  if (group == nullptr) return tensors.to(at::kCPU);
-  if (!filled) return FlatParameters(model);
-  // Every group has the same; that of the first rank puts it together.
-  if (ranks_.data_parallel().rank() > 0) return {};
-  FlatParameters whole = join_model(model, tensors, *group, at::kCPU);
-  return ranks_.leads() ? std::move(whole) : FlatParameters();
+void HostState::append(const std::string& group, const TrainerModel& model, const std::vector<FlatPart>& parts,
+                       bool to_be_saved) {
+  const std::vector<ParameterSpec>& own = model.parameters().specs();
+  const std::vector<ParameterSpec> whole = parameter_layout(model.config());
+  TEMPER_CHECK(own.size() == whole.size(), "{} parameters here, {} in the whole model", own.size(), whole.size());
+  const Communicator* tensor_group = ranks_.tensor_group();
+  const TensorPart share =
+      tensor_group == nullptr ? TensorPart() : TensorPart{tensor_group->rank(), tensor_group->size()};
+
+  std::vector<FlatPart> here = parts;
+  if (to_be_saved) {
+    here.clear();
+    const ShardPlan writers = model.shard_plan(Shard::kOptimizer, ranks_);
+    for (const FlatRange& range : ranks_.in_first_replica() ? writers.owned() : std::vector<FlatRange>())
+      for (FlatPart& piece : cut(parts, range)) here.push_back(std::move(piece));
+  }
+  for (FlatPart& part : here) part.elements = on_host(part.elements, to_be_saved);
+
+  for (size_t i = 0; i < own.size(); ++i) {
+    const ParameterSpec& spec = own[i];
+    const auto split = split_dimension(spec.name);
+    const size_t before = entries_.size();
+    const bool others = to_be_saved && !split && share.rank > 0;  // the first of the group writes it
+    const FlatRange range{spec.offset, others ? spec.offset : spec.offset + spec.num_elements()};
+    for (const FlatPart& piece : cut(here, range)) {
+      int64_t at = 0;
+      for (Box& box : boxes_of_range(spec.shape, piece.begin - spec.offset, piece.end() - spec.offset)) {
+        const int64_t count = num_elements(box.size);
+        if (split) box.start[static_cast<size_t>(*split)] += share.begin(whole[i].shape[static_cast<size_t>(*split)]);
+        entries_.push_back(
+            {group + spec.name, piece.elements.narrow(0, at, count).view(box.size), whole[i].shape, box.start});
+        at += count;
+      }
+    }
+    if (entries_.size() == before)
+      entries_.push_back({group + spec.name, at::empty({0}, at::kFloat), whole[i].shape, {}});
+  }
 }
 
-void HostState::append(const std::string& group, const FlatParameters& tensors, const ModelConfig& model, bool filled) {
-  const FlatParameters host = on_host(tensors, model, filled);
-  for (const ParameterSpec& spec : host.specs()) entries_.push_back({group + spec.name, host[spec.name]});
-  if (!tensors.flat().is_cpu() || ranks_.tensor_group() != nullptr) copies_.push_back({tensors, host, model});
+at::Tensor HostState::on_host(const at::Tensor& elements, bool to_be_saved) {
+  if (elements.is_cpu()) return elements;
+  const at::Tensor host =
+      to_be_saved ? elements.to(at::kCPU) : at::empty(elements.sizes(), elements.options().device(at::kCPU));
+  copies_.push_back({elements, host});
+  return host;
 }
 
 void HostState::put_back() const {
-  const Communicator* group = ranks_.tensor_group();
-  for (const Copy& copy : copies_)
-    at::Tensor(copy.own.flat())
-        .copy_(group == nullptr ? copy.host.flat()
-                                : part_parameters(copy.model, copy.host, {group->rank(), group->size()}).flat());
+  for (const Copy& copy : copies_) at::Tensor(copy.own).copy_(copy.host);
+}
+
+Mesh checkpoint_mesh(const Ranks& ranks) {
+  const Communicator* tensor_group = ranks.tensor_group();
+  return {ranks.num_replicas(), ranks.shard_group().size(), tensor_group == nullptr ? 1 : tensor_group->size()};
 }
 
 std::string save_counters(const TrainCounters& counters, const TrainLoopParts& parts) {

@@ -9,35 +9,40 @@
 
 namespace temper {
 
-// The whole model's tensors where a checkpoint finds them: of a model on the CPU the memory itself, so that policy and
-// optimiser must stay put meanwhile; of one on a GPU, or whose layers ranks share, copies, which put_back() returns
-// after a checkpoint was read into them.
+// This rank's part of the whole model's tensors where a checkpoint finds it: on the CPU the memory itself, so that
+// policy and optimiser must stay put meanwhile; of a model on a GPU copies, which put_back() returns after a checkpoint
+// was read into them. No communication.
 class HostState {
  public:
   HostState() = default;
-  // To be saved. Where ranks share layers a collective call, and the state is the first rank's alone.
-  static HostState of(const TrainLoopParts& parts) { return HostState(parts, /*filled=*/true); }
-  // To be read into.
-  static HostState room_for(const TrainLoopParts& parts) { return HostState(parts, /*filled=*/false); }
+  // To be saved. Each element is one rank's: the first replica's ranks share out what they all hold, and the first of
+  // a tensor-parallel group speaks for what its ranks all hold.
+  static HostState of(const TrainLoopParts& parts) { return HostState(parts, /*to_be_saved=*/true); }
+  // To be read into: all that this rank needs.
+  static HostState room_for(const TrainLoopParts& parts) { return HostState(parts, /*to_be_saved=*/false); }
 
   // "model/NAME", "optim/exp_avg/NAME", "optim/exp_avg_sq/NAME", NAME as in the safetensors file; of a critic with its
-  // own backbone also "critic/NAME", "critic_optim/exp_avg/NAME", "critic_optim/exp_avg_sq/NAME".
+  // own backbone also "critic/NAME", "critic_optim/exp_avg/NAME", "critic_optim/exp_avg_sq/NAME". On every rank each
+  // name at least once, without elements where nothing of it is here.
   const std::vector<TensorEntry>& entries() const { return entries_; }
   void put_back() const;
 
  private:
-  HostState(const TrainLoopParts& parts, bool filled);
-  void append(const std::string& group, const FlatParameters& tensors, const ModelConfig& model, bool filled);
-  FlatParameters on_host(const FlatParameters& tensors, const ModelConfig& model, bool filled) const;
+  HostState(const TrainLoopParts& parts, bool to_be_saved);
+  void append(const std::string& group, const TrainerModel& model, const std::vector<FlatPart>& parts,
+              bool to_be_saved);
+  at::Tensor on_host(const at::Tensor& elements, bool to_be_saved);
 
   struct Copy {
-    FlatParameters own, host;
-    ModelConfig model;
+    at::Tensor own, host;
   };
   Ranks ranks_;
   std::vector<TensorEntry> entries_;
   std::vector<Copy> copies_;
 };
+
+// The ranks that save, for people who look at the checkpoint.
+Mesh checkpoint_mesh(const Ranks& ranks);
 
 // The blob "trainer": counters, the optimisers' steps, the KL coefficient, as JSON.
 std::string save_counters(const TrainCounters& counters, const TrainLoopParts& parts);

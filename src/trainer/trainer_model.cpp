@@ -87,6 +87,15 @@ ShardPlan TrainerModel::shard_plan(Shard shard, const Ranks& ranks) const {
   return {parameters_.specs(), shard, group.rank(), group.size()};
 }
 
+std::vector<FlatPart> TrainerModel::own_parts() const {
+  const at::Tensor& flat = parameters_.flat();
+  if (!shards_) return {{0, flat}};
+  std::vector<FlatPart> parts;
+  for (const FlatRange& range : shards_->plan().owned())
+    parts.push_back({range.begin, flat.narrow(0, range.begin, range.size())});
+  return parts;
+}
+
 std::shared_ptr<void> TrainerModel::gathered() const {
   if (!shards_) return nullptr;
   shards_->gather();

@@ -46,6 +46,8 @@ class TrainerModel {
   ShardedWeights* shards() const { return shards_.get(); }
   // What this rank's parameters and gradients hold, and the optimiser updates.
   ShardPlan shard_plan(Shard shard, const Ranks& ranks) const;
+  // The masters that are here: all of the flat buffer, or what this rank owns of sharded weights.
+  std::vector<FlatPart> own_parts() const;
   // All parameters of the part on all ranks, for as long as the result lives.
   std::shared_ptr<void> gathered() const;
   // The whole model's, on the CPU where layers are shared (a collective call of their group), else parameters().

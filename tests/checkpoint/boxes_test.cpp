@@ -64,5 +64,32 @@ TEST(Boxes, EveryDtypeHasOneName) {
   EXPECT_FALSE(parse_dtype("F32", &dtype));
 }
 
+TEST(Boxes, OfARangeFollowEachOtherInMemory) {
+  for (const std::vector<int64_t>& shape :
+       std::vector<std::vector<int64_t>>{{}, {5}, {3, 4}, {1, 6}, {6, 1}, {2, 3, 4}, {3, 1, 2, 2}}) {
+    const int64_t elements = num_elements(shape);
+    for (int64_t begin = 0; begin <= elements; ++begin)
+      for (int64_t end = begin; end <= elements; ++end) {
+        int64_t next = begin;
+        const std::vector<Box> boxes = boxes_of_range(shape, begin, end);
+        for (const Box& box : boxes) {
+          ASSERT_EQ(box.start.size(), shape.size());
+          int64_t first = 0, last = 0;  // elements of the box, in the whole
+          for (size_t d = 0; d < shape.size(); ++d) {
+            ASSERT_GE(box.size[d], 1);
+            ASSERT_LE(box.start[d] + box.size[d], shape[d]);
+            first = first * shape[d] + box.start[d];
+            last = last * shape[d] + box.start[d] + box.size[d] - 1;
+          }
+          EXPECT_EQ(first, next);
+          next += num_elements(box.size);
+          EXPECT_EQ(last, next - 1);  // so no gap lies inside
+        }
+        EXPECT_EQ(next, end);
+        EXPECT_LE(boxes.size(), std::max<size_t>(1, 2 * shape.size()));
+      }
+  }
+}
+
 }  // namespace
 }  // namespace temper
