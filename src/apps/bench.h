@@ -31,5 +31,6 @@ int run_bench_rollout(int argc, char** argv);
 int run_bench_train(int argc, char** argv);
 int run_bench_comm(int argc, char** argv);
 int run_bench_weights(int argc, char** argv);
+int run_bench_checkpoint(int argc, char** argv);
 
 }  // namespace temper

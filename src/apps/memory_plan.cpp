@@ -102,6 +102,9 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   if (stage.algo.needs_critic() && !stage.critic.shared_backbone)
     plan.lines.push_back(
         {"critic, as all of the above", per_parameter(16 + 2 * element), (16 + 2 * element) * parameters});
+  // The writer's copy of what this rank saves: masters and moments, shared out among the ranks of a replica.
+  const double saved = (stage.algo.needs_critic() && !stage.critic.shared_backbone ? 24 : 12) / ranks;
+  plan.lines.push_back({"checkpoint being written", per_parameter(saved), saved * parameters});
   // Recomputed: every block's input, and the inside of one block.
   const auto layers = static_cast<double>(model.num_layers);
   const double block = activation_bytes(model, element);

@@ -182,8 +182,7 @@ void FilePlan::copy(int64_t begin, int64_t end, const char* bytes) const {
       const BoxCopy::Run run = copy->run(i);
       if (run.stored >= to) break;
       const int64_t low = std::max(from, run.stored), high = std::min(to, run.stored + copy->run_bytes);
-      std::memcpy(copy->data + run.wanted + (low - run.stored), bytes + (low - from),
-                  static_cast<size_t>(high - low));
+      std::memcpy(copy->data + run.wanted + (low - run.stored), bytes + (low - from), static_cast<size_t>(high - low));
     }
   }
 }

@@ -14,10 +14,10 @@ constexpr int64_t kTextWindowTokens = 512;  // of bits per character
 }  // namespace
 
 Stage::Stage(StageParts parts, TrainCounters counters, bool resumed)
-    : parts_(std::move(parts)), loop_(parts_.loop, counters), resumed_(resumed) {}
+    : parts_(std::move(parts)), loop_(parts_.loop, counters), resumed_(resumed), writer_(*parts_.store) {}
 
-// produces: records, completions, checkpoints; consumes: steps of the train loop;
-// waits for: the loop, the disk; is unblocked by: both, in this thread.
+// produces: records, completions, states to be saved; consumes: steps of the train loop;
+// waits for: the loop, and for the writer where it has not ended the save before; is unblocked by: both.
 StageOutcome Stage::run() {
   const StageConfig& config = *parts_.config;
   if (!resumed_) {
@@ -35,7 +35,9 @@ StageOutcome Stage::run() {
     parts_.hooks.on_step(result);
     parts_.hooks.on_record(result.record);
     // After the record is written: a run killed in between repeats the step and writes the line again.
-    if (last || stop || due(config.checkpoint.local_every_steps)) save(last || stop);
+    finish_ended_save();
+    if (last || stop || due(config.checkpoint.local_every_steps)) save();
+    if (last || stop) finish_save(/*must_succeed=*/true);
     if (stop) return StageOutcome::kStopped;
   }
   return StageOutcome::kDone;
@@ -72,29 +74,41 @@ void Stage::evaluate_held_out(MetricRecord& record) const {
   }
 }
 
-void Stage::save(bool must_succeed) {
+// The state is copied; the writer brings it to the disk while the next steps are taken.
+void Stage::save() {
   const Stopwatch watch;
+  if (writer_.busy()) finish_save(/*must_succeed=*/false);
   CheckpointState state{parts_.header, HostState::of(parts_.loop).entries(), checkpoint_mesh(parts_.loop.ranks)};
-  state.header.step = counters().step;
+  state.header.step = saving_step_ = counters().step;
   state.header.policy_version = counters().policy_version;
   state.header.blobs["trainer"] = save_counters(counters(), parts_.loop);
+  writer_.begin(state);
+  save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
+                  {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};
+}
+
+// All ranks at the same step: they fail alike.
+void Stage::finish_ended_save() {
+  if (writer_.busy() && !parts_.loop.ranks.any(!writer_.ended())) finish_save(/*must_succeed=*/false);
+}
+
+void Stage::finish_save(bool must_succeed) {
   std::string failure;  // the same on all ranks
   try {
-    parts_.store->save(state);
+    writer_.finish();
   } catch (const IoError& error) {
     failure = error.what();
   }
-  if (parts_.hooks.on_save) parts_.hooks.on_save(counters().step, failure.empty());
+  if (parts_.hooks.on_save) parts_.hooks.on_save(saving_step_, failure.empty());
   if (failure.empty()) {
     num_failed_saves_ = 0;
-  } else {
-    ++total_failed_saves_;
-    if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw IoError("{}", failure);
-    log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", counters().step,
-              num_failed_saves_, kMaxFailedSaves, failure);
+    return;
   }
-  save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
-                  {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};
+  ++total_failed_saves_;
+  save_report_.emplace_back("checkpoint/failed_saves", static_cast<double>(total_failed_saves_));
+  if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw IoError("{}", failure);
+  log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", saving_step_, num_failed_saves_,
+            kMaxFailedSaves, failure);
 }
 
 }  // namespace temper

@@ -1,11 +1,13 @@
 // Runs one stage from its (resumed) state to its end: evaluation before the first step and after the last, steps,
-// checkpoints, a stop on request. What it has to tell goes to the hooks; apps write it down. One thread.
+// checkpoints, a stop on request. What it has to tell goes to the hooks; apps write it down. One thread, beside that of
+// the checkpoint writer.
 #pragma once
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/writer.h"
 #include "core/rollout_source.h"
 #include "trainer/evaluation.h"
 #include "trainer/train_loop.h"
@@ -28,8 +30,8 @@ struct StageParts {
   std::vector<EvalText> eval_texts;
   std::string held_out_name;           // NAME of eval/NAME/loss
   std::vector<RolloutGroup> held_out;  // given completions that are not trained on
-  CheckpointStore* store = nullptr;
-  CheckpointHeader header;  // run, stage, config, model, data: what does not change from save to save
+  CheckpointStore* store = nullptr;    // from here on the stage's writer's
+  CheckpointHeader header;             // run, stage, config, model, data: what does not change from save to save
   StageHooks hooks;
 };
 
@@ -41,7 +43,8 @@ class Stage {
   Stage(StageParts parts, TrainCounters counters, bool resumed);
 
   // kDone: max_steps taken and the last state saved. kStopped: saved after the step in which a stop was requested.
-  // IoError after three failed saves in a row, or when the last save fails.
+  // IoError after three failed saves in a row, or when the last save fails. The last one is on the disk when it
+  // returns.
   StageOutcome run();
 
   const TrainCounters& counters() const { return loop_.counters(); }
@@ -49,12 +52,16 @@ class Stage {
  private:
   MetricRecord evaluate();
   void evaluate_held_out(MetricRecord& record) const;
-  void save(bool must_succeed);
+  void save();
+  void finish_save(bool must_succeed);
+  void finish_ended_save();
   bool due(int64_t every_steps) const;
 
   StageParts parts_;
   TrainLoop loop_;
   bool resumed_;
+  CheckpointWriter writer_;
+  int64_t saving_step_ = 0;   // whose save is under way
   int num_failed_saves_ = 0;  // in a row
   int64_t total_failed_saves_ = 0;
   std::vector<std::pair<std::string, double>> save_report_;  // of the last save, for the next record

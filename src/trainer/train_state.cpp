@@ -51,7 +51,8 @@ void HostState::append(const std::string& group, const TrainerModel& model, cons
     for (const FlatRange& range : ranks_.in_first_replica() ? writers.owned() : std::vector<FlatRange>())
       for (FlatPart& piece : cut(parts, range)) here.push_back(std::move(piece));
   }
-  for (FlatPart& part : here) part.elements = on_host(part.elements, to_be_saved);
+  if (!to_be_saved)
+    for (FlatPart& part : here) part.elements = room_on_host(part.elements);
 
   for (size_t i = 0; i < own.size(); ++i) {
     const ParameterSpec& spec = own[i];
@@ -74,12 +75,10 @@ void HostState::append(const std::string& group, const TrainerModel& model, cons
   }
 }
 
-at::Tensor HostState::on_host(const at::Tensor& elements, bool to_be_saved) {
+at::Tensor HostState::room_on_host(const at::Tensor& elements) {
   if (elements.is_cpu()) return elements;
-  const at::Tensor host =
-      to_be_saved ? elements.to(at::kCPU) : at::empty(elements.sizes(), elements.options().device(at::kCPU));
-  copies_.push_back({elements, host});
-  return host;
+  copies_.push_back({elements, at::empty(elements.sizes(), elements.options().device(at::kCPU))});
+  return copies_.back().host;
 }
 
 void HostState::put_back() const {

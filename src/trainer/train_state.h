@@ -9,16 +9,16 @@
 
 namespace temper {
 
-// This rank's part of the whole model's tensors where a checkpoint finds it: on the CPU the memory itself, so that
-// policy and optimiser must stay put meanwhile; of a model on a GPU copies, which put_back() returns after a checkpoint
-// was read into them. No communication.
+// This rank's part of the whole model's tensors, where a checkpoint finds it: the memory itself, so that policy and
+// optimiser must stay put meanwhile. No communication.
 class HostState {
  public:
   HostState() = default;
-  // To be saved. Each element is one rank's: the first replica's ranks share out what they all hold, and the first of
-  // a tensor-parallel group speaks for what its ranks all hold.
+  // To be saved, on the model's device. Each element is one rank's: the first replica's ranks share out what they all
+  // hold, and the first of a tensor-parallel group speaks for what its ranks all hold.
   static HostState of(const TrainLoopParts& parts) { return HostState(parts, /*to_be_saved=*/true); }
-  // To be read into: all that this rank needs.
+  // To be read into, on the CPU: all that this rank needs. Where the model is on a GPU copies, which put_back()
+  // returns.
   static HostState room_for(const TrainLoopParts& parts) { return HostState(parts, /*to_be_saved=*/false); }
 
   // "model/NAME", "optim/exp_avg/NAME", "optim/exp_avg_sq/NAME", NAME as in the safetensors file; of a critic with its
@@ -31,7 +31,7 @@ class HostState {
   HostState(const TrainLoopParts& parts, bool to_be_saved);
   void append(const std::string& group, const TrainerModel& model, const std::vector<FlatPart>& parts,
               bool to_be_saved);
-  at::Tensor on_host(const at::Tensor& elements, bool to_be_saved);
+  at::Tensor room_on_host(const at::Tensor& elements);
 
   struct Copy {
     at::Tensor own, host;

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -58,6 +59,19 @@ TEST(BenchWeights, ComparesWholeAndDeltaWithTheChannelAlone) {
     EXPECT_GT(lines.back()[field], 0) << field;
   EXPECT_EQ(lines.back()["ranks"], 2);
   EXPECT_LT(lines.back()["delta_share"], 0.5);
+}
+
+TEST(BenchCheckpoint, PrintsStallsAndBandwidthsAndLeavesNothing) {
+  const std::string folder = testing::TempDir() + "bench-checkpoint";
+  const RunResult result = run_temper({"bench", "checkpoint", "--gb=0.01", "--saves=2", "--dir=" + folder});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::vector<json> lines = lines_of(result);
+  ASSERT_EQ(lines.size(), 4u);
+  for (const char* field : {"gb", "first_stall_ms", "stall_ms_p50", "stall_ms_p99", "memcpy_ms", "save_gb_s",
+                            "raw_write_gb_s", "load_gb_s", "raw_read_gb_s"})
+    EXPECT_GT(lines.back()[field], 0) << field;
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+  std::filesystem::remove(folder);
 }
 
 TEST(BenchRollout, RefusesWhatItCannotMeasure) {

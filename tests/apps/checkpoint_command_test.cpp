@@ -55,12 +55,25 @@ TEST(CheckpointCommand, VerifyExits5WhereAByteIsWrong) {
   EXPECT_THAT(verified.out, HasSubstr("shard_00000.h5"));
 }
 
+TEST(CheckpointCommand, ReshardsIntoAnotherFolder) {
+  const TemporaryFolder folder;
+  const std::string path = save_one(folder.path());
+  EXPECT_THAT(run_temper({"checkpoint", "reshard", path}).err, HasSubstr("--out=DIR"));
+  const std::string out = folder.path() + "/again";
+  const RunResult resharded = run_temper({"checkpoint", "reshard", path, "--out=" + out, "--shards=3"});
+  EXPECT_EQ(resharded.exit_code, 0) << resharded.err;
+  EXPECT_EQ(resharded.out, out + "/step_000120\n");
+  EXPECT_TRUE(std::filesystem::exists(out + "/step_000120/shard_00002.h5"));
+  EXPECT_EQ(run_temper({"checkpoint", "verify", out}).exit_code, 0);
+  EXPECT_EQ(run_temper({"checkpoint", "reshard", path, "--out=" + out}).exit_code, 3);
+}
+
 TEST(CheckpointCommand, SaysWhatItCanDo) {
   const RunResult result = run_temper({"checkpoint", "export", "x"});
   EXPECT_EQ(result.exit_code, 2);
-  EXPECT_THAT(result.err, HasSubstr("ACTION=export is not known. Allowed: ls, info, verify."));
+  EXPECT_THAT(result.err, HasSubstr("ACTION=export is not known. Allowed: ls, info, verify, reshard."));
   EXPECT_THAT(run_temper({"checkpoint", "ls"}).err,
-              HasSubstr("PATH is missing. Usage: temper checkpoint ls|info|verify PATH"));
+              HasSubstr("PATH is missing. Usage: temper checkpoint ls|info|verify|reshard PATH"));
 }
 
 }  // namespace

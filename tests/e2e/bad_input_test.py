@@ -129,8 +129,9 @@ class FullDisk(harness.Case):
         self.assertIn("1 of 3 in a row", result.err)
         self.assertIn("No space left", result.err)
         records = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        self.assertEqual(records[-1]["step"], 6)  # training went on until the third failure
-        self.assertEqual(records[3]["checkpoint/failed_saves"], 1)
+        # Training goes on while the state is written, until the third failure: of the saves after steps 2, 4 and 6.
+        self.assertIn(records[-1]["step"], (6, 7, 8))
+        self.assertEqual(records[5]["checkpoint/failed_saves"], 1)  # known at the latest when the next save begins
         self.assertNotIn("model.safetensors", (self.folder / "listing.txt").read_text())
 
 

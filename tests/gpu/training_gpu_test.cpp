@@ -83,12 +83,16 @@ TEST_F(TrainingOnGpu, StateGoesToTheHostAndBack) {
   TrainLoop loop = fixture.loop(first_token_reward);
   loop.step();
   const TrainLoopParts parts = fixture.parts({});
-  const HostState state = HostState::of(parts);
+  const HostState state = HostState::of(parts), room = HostState::room_for(parts);
+  ASSERT_EQ(room.entries().size(), state.entries().size());
   const at::Tensor before = fixture.policy->parameters().flat().clone();
-  for (const TensorEntry& entry : state.entries()) EXPECT_TRUE(entry.tensor.is_cpu()) << entry.name;
+  for (size_t i = 0; i < state.entries().size(); ++i) {
+    EXPECT_TRUE(room.entries()[i].tensor.is_cpu()) << room.entries()[i].name;
+    at::Tensor(room.entries()[i].tensor).copy_(state.entries()[i].tensor);
+  }
   loop.step();
   EXPECT_FALSE(at::equal(fixture.policy->parameters().flat(), before));
-  state.put_back();
+  room.put_back();
   EXPECT_TRUE(at::equal(fixture.policy->parameters().flat(), before));
 }
 
