@@ -52,6 +52,8 @@ std::vector<bool> end_tokens(const ModelConfig& config, const Tokenizer& tokeniz
   return ends;
 }
 
+bool is_unfinished(const Completion& completion) { return completion.finish_reason == FinishReason::kAborted; }
+
 }  // namespace
 
 Engine::Engine(const Transformer& model, const Tokenizer& tokenizer, const EngineOptions& options)
@@ -96,6 +98,10 @@ void Engine::submit(GenerationRequest request) {
         where, prompt_length, request.sampling.max_new_tokens, num_blocks * stats().block_bytes / kMegabyte,
         pool_.num_blocks() * stats().block_bytes / kMegabyte);
 
+  std::vector<Completion> begun = std::exchange(request.begun, {});
+  TEMPER_CHECK(begun.empty() || std::any_of(begun.begin(), begun.end(), is_unfinished), "{} is finished", where);
+  TEMPER_CHECK(begun.empty() || static_cast<int>(begun.size()) == request.num_completions, "{}: {} of {} begun", where,
+               begun.size(), request.num_completions);
   auto group = std::make_unique<Group>();
   group->request = std::move(request);
   group->num_unfinished = group->request.num_completions;
@@ -105,10 +111,23 @@ void Engine::submit(GenerationRequest request) {
     sequence->index = i;
     sequence->token_ids = group->request.prompt_token_ids;
     if (group->request.environment) sequence->environment = group->request.environment();
+    if (!begun.empty()) resume(*sequence, std::move(begun[static_cast<size_t>(i)]));
+    group->num_unfinished -= sequence->finished;
     group->sequences.push_back(std::move(sequence));
   }
   scheduler_.add(*group);
   groups_.emplace(group->request.id, std::move(group));
+}
+
+// As if it had been preempted: its tokens are there, their keys and values are not.
+void Engine::resume(Sequence& sequence, Completion begun) const {
+  const std::vector<std::string>& stop = sequence.group->request.sampling.stop;
+  sequence.finished = !is_unfinished(begun);
+  sequence.completion = std::move(begun);
+  for (const int32_t id : sequence.completion.token_ids) {
+    sequence.token_ids.push_back(id);
+    if (!stop.empty() && !tokenizer_.is_special(id)) sequence.stop.append(tokenizer_.token_bytes(id), stop);
+  }
 }
 
 std::vector<GenerationResult> Engine::step() {

@@ -90,6 +90,7 @@ class Engine {
   std::vector<Sequence*> find_drawers(const std::vector<ScheduledSequence>& plan, std::vector<int64_t>& rows);
   std::vector<DrawnToken> draw(const at::Tensor& hidden, const std::vector<Sequence*>& drawers,
                                const std::vector<int64_t>& rows);
+  void resume(Sequence& sequence, Completion begun) const;
   void append(Sequence& sequence, const DrawnToken& token);
   void end_turn(Sequence& sequence);
   static void finish(Sequence& sequence, FinishReason reason);

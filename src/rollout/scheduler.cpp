@@ -8,6 +8,7 @@ namespace temper {
 
 void Scheduler::add(Group& group) {
   for (const auto& sequence : group.sequences) {
+    if (sequence->finished) continue;
     sequence->order = num_arrived_++;
     wait(*sequence);
   }

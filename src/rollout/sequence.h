@@ -24,6 +24,8 @@ struct GenerationRequest {
   std::string label = {};  // what messages call it; empty: "request ID"
   // One environment a completion, reset; null or not given: completions of one turn.
   std::function<std::unique_ptr<Environment>()> environment = {};
+  // Empty, or one each of what an engine handed back: those that are kAborted go on where they ended, the others stay.
+  std::vector<Completion> begun = {};
 };
 
 struct GenerationResult {

@@ -108,6 +108,29 @@ TEST_P(Determinism, BitsDoNotDependOnBatchMatesChunksPreemptionNorThreads) {
   EXPECT_GT(num_preemptions, 0);
 }
 
+// What one engine hands back unfinished, another goes on with.
+TEST_P(Determinism, AnInterruptedGroupGoesOnElsewhereWithTheSameBits) {
+  const OddModel odd(GetParam());
+  const auto whole = generate(odd, {}, requests(), 2);
+  for (const int num_steps : {1, 7, 35, 50}) {
+    Engine first(odd.model, odd.tokenizer);
+    for (const GenerationRequest& request : requests()) first.submit(request);
+    auto results = std::map<int64_t, GenerationResult>();
+    for (int step = 0; step < num_steps; ++step)
+      for (GenerationResult& result : first.step()) results[result.id] = std::move(result);
+    std::vector<GenerationRequest> rest;
+    for (GenerationRequest request : requests()) {
+      request.begun = first.cancel(request.id);
+      if (!request.begun.empty()) rest.push_back(std::move(request));
+    }
+    ASSERT_FALSE(rest.empty());
+    EXPECT_TRUE(first.idle());
+    for (auto& [id, result] : generate(odd, {.max_num_seqs = 5}, rest, 2)) results[id] = std::move(result);
+    EXPECT_EQ(results.size(), requests().size());
+    expect_same_bits(results, whole, "interrupted");
+  }
+}
+
 // A group as the trainer packs it: the prompt once, each completion behind it.
 TEST_P(Determinism, TheTrainersForwardGivesTheEnginesLogProbabilities) {
   const OddModel odd(GetParam());
