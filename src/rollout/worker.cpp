@@ -29,7 +29,7 @@ void RolloutWorker::tick(int64_t now_ms) {
 }
 
 void RolloutWorker::receive(const RolloutMessage& message, int64_t now_ms) {
-  if (state_ == WorkerState::kRefused || state_ == WorkerState::kDone) return;
+  if (state_ == WorkerState::kTurnedAway || state_ == WorkerState::kDone) return;
   if (const auto* welcome = std::get_if<Welcome>(&message.body)) {
     if (message.epoch >= epoch_) on(*welcome, message.epoch, now_ms);
     return;
@@ -89,7 +89,7 @@ void RolloutWorker::on(const Refusal& refusal, int64_t now_ms) {
     case RefusalReason::kOtherConfig:
       forget_all();
       refusal_ = refusal.text;
-      state_ = WorkerState::kRefused;
+      state_ = WorkerState::kTurnedAway;
   }
 }
 
@@ -140,7 +140,7 @@ void RolloutWorker::forget_all() {
 }
 
 void RolloutWorker::leave() {
-  if (leaving_ || state_ == WorkerState::kRefused || state_ == WorkerState::kDone) return;
+  if (leaving_ || state_ == WorkerState::kTurnedAway || state_ == WorkerState::kDone) return;
   leaving_ = true;
   for (auto held = held_.begin(); held != held_.end();) {
     if (held->second.phase == Phase::kSent) {

@@ -4,7 +4,7 @@
 // trainer/hub.h.
 //
 //   connecting -> joined (Welcome) -> connecting (nothing heard, hub does not know us) ...
-//   connecting -> refused (other build, model, configuration);  any -> done (Goodbye, leave())
+//   connecting -> turned away (other build, model, configuration);  any -> done (Goodbye, leave())
 #pragma once
 #include <cstdint>
 #include <map>
@@ -29,7 +29,7 @@ struct WorkerOptions {
   uint64_t seed = 0;  // of the back-off's jitter; different for each worker
 };
 
-enum class WorkerState : uint8_t { kConnecting, kJoined, kRefused, kDone };
+enum class WorkerState : uint8_t { kConnecting, kJoined, kTurnedAway, kDone };
 
 // What the owner is to do.
 struct StartLease {
@@ -68,7 +68,7 @@ class RolloutWorker {
   std::vector<WorkerAction> take_actions() { return std::exchange(actions_, {}); }
 
   WorkerState state() const { return state_; }
-  const std::string& refusal() const { return refusal_; }  // kRefused: what to tell the user
+  const std::string& refusal() const { return refusal_; }  // kTurnedAway: what to tell the user
   int64_t epoch() const { return epoch_; }
   PolicyVersion version() const { return version_; }
   const Welcome& welcome() const { return welcome_; }
