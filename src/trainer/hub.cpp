@@ -450,6 +450,10 @@ void Hub::issue(int64_t ticket, Entry& entry, const std::string& route, int64_t 
   send(route, std::move(message));
 }
 
+int64_t Hub::num_idle_workers() const {
+  return std::count_if(workers_.begin(), workers_.end(), [](const auto& entry) { return entry.second.leases.empty(); });
+}
+
 std::vector<LedgerLine> Hub::ledger() const {
   std::vector<LedgerLine> lines;
   lines.reserve(entries_.size());

@@ -103,6 +103,7 @@ class Hub {
   const HubCounters& counters() const { return counters_; }
   const GroupBuffer& buffer() const { return buffer_; }
   int64_t num_workers() const { return static_cast<int64_t>(workers_.size()); }
+  int64_t num_idle_workers() const;  // those without a lease
   int64_t num_leases() const { return static_cast<int64_t>(leases_.size()); }
 
  private:

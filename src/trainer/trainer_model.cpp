@@ -53,22 +53,26 @@ void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weight
 }
 
 void TrainerModel::publish(PolicyVersion version) {
-  const auto copy = [this, version](int64_t block) { load_rollouts(block, version); };
+  const auto copy = [this, version](int64_t block) { hand_out(block, version); };
+  const bool copies = rollout_network_ || publisher_.copy;
   if (shards_) {
-    shards_->publish(version, rollout_network_ ? copy : ShardedWeights::Visit());
-    return;
+    shards_->publish(version, copies ? copy : ShardedWeights::Visit());
+  } else {
+    network_->load(parameters_, version);
+    for (int64_t block = -1; copies && block < config().num_layers; ++block) copy(block);
   }
-  network_->load(parameters_, version);
-  if (!rollout_network_) return;
-  for (int64_t block = -1; block < config().num_layers; ++block) copy(block);
+  if (publisher_.publish) publisher_.publish(version);
 }
 
-// One block, or (-1) the ends, of the masters as they are here; with shared layers the group's parts together.
-void TrainerModel::load_rollouts(int64_t block, PolicyVersion version) {
+// One block, or (-1) the ends, of the masters as they are here, to whatever rollouts are made with; with shared layers
+// the group's parts together.
+void TrainerModel::hand_out(int64_t block, PolicyVersion version) {
   FlatParameters whole;
   if (tensor_group_ != nullptr)
     whole = join_parts(segment_layout(config_, block), parameters_, *tensor_group_, network_->device());
   const FlatParameters& masters = tensor_group_ != nullptr ? whole : parameters_;
+  if (publisher_.copy) publisher_.copy(block, masters);
+  if (!rollout_network_) return;
   if (block < 0)
     rollout_network_->load_ends(masters, version);
   else

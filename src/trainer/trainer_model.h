@@ -3,6 +3,7 @@
 // model keeps the packed copy alone. Rollouts compute with the same network, or with one of another type beside it.
 // Used from the train loop's thread.
 #pragma once
+#include <functional>
 #include <memory>
 
 #include "model/hf_directory.h"
@@ -36,6 +37,14 @@ class TrainerModel {
   // Training's network cannot generate.
   bool needs_separate_rollouts() const { return shards_ != nullptr || tensor_group_ != nullptr; }
   const Transformer& rollout_network() const { return rollout_network_ ? *rollout_network_ : *network_; }
+
+  // Who has rollouts elsewhere: publish() hands it each block's masters (-1: the ends), the whole model's, while they
+  // are all here, then the version. Set before a publish() that all ranks make.
+  struct Publisher {
+    std::function<void(int64_t block, const FlatParameters& masters)> copy;
+    std::function<void(PolicyVersion version)> publish;
+  };
+  void set_publisher(Publisher publisher) { publisher_ = std::move(publisher); }
 
   // Training and rollouts compute with the masters as they are now, as version `version`.
   void publish(PolicyVersion version);
@@ -72,7 +81,7 @@ class TrainerModel {
  private:
   TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable, at::Device device,
                Communicator* tensor_group);
-  void load_rollouts(int64_t block, PolicyVersion version);
+  void hand_out(int64_t block, PolicyVersion version);
 
   ModelConfig config_;
   Communicator* tensor_group_;            // of the ranks that share the layers; null: nobody does
@@ -81,6 +90,7 @@ class TrainerModel {
   FlatParameters parameters_;
   FlatParameters gradients_;
   std::unique_ptr<ShardedWeights> shards_;
+  Publisher publisher_;  // empty: rollouts are made here
 };
 
 // [N] f64: of the given completions of the batch, each at its place, zero elsewhere. In micro-batches of at most
