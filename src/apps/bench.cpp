@@ -31,6 +31,7 @@ constexpr Bench kBenches[] = {
     {"comm", "collective operations among ranks: bus bandwidth by operation and size", run_bench_comm},
     {"weights", "weight updates from trainer ranks to a worker: bandwidth, share of the channel's, size of deltas",
      run_bench_weights},
+    {"hub", "the hub of rollout workers: groups/s, wait for a lease, memory", run_bench_hub},
 };
 
 void print_help(std::ostream& out) {

@@ -32,5 +32,6 @@ int run_bench_train(int argc, char** argv);
 int run_bench_comm(int argc, char** argv);
 int run_bench_weights(int argc, char** argv);
 int run_bench_checkpoint(int argc, char** argv);
+int run_bench_hub(int argc, char** argv);
 
 }  // namespace temper

@@ -1,0 +1,218 @@
+// temper bench hub: how many groups a second one hub takes in from simulated workers over real sockets, and how long a
+// worker waits for its next lease. Hub and train loop are this process, pinned to one core where asked; the workers are
+// another.
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <memory>
+
+#include "apps/bench.h"
+#include "apps/command_line.h"
+#include "core/clock.h"
+#include "core/error.h"
+#include "rollout/simulated_worker.h"
+#include "trainer/hub_service.h"
+#include "trainer/step_metrics.h"
+
+namespace temper {
+namespace {
+
+struct Load {
+  int64_t num_workers = 1000;
+  int num_completions = 8;
+  int64_t num_tokens = 128;
+  double pause_s = 0;
+  double seconds = 10;
+};
+
+constexpr double kWarmUpS = 2;
+
+// Numbers through a pipe.
+class Pipe {
+ public:
+  Pipe() {
+    if (pipe(ends_) != 0) throw IoError("no pipe for the workers' process.");
+  }
+  template <class T>
+  void write_all(const std::vector<T>& values) const {
+    const auto count = static_cast<int64_t>(values.size());
+    put(&count, sizeof count);
+    put(values.data(), values.size() * sizeof(T));
+  }
+  template <class T>
+  std::vector<T> read_all() const {
+    int64_t count = 0;
+    get(&count, sizeof count);
+    std::vector<T> values(static_cast<size_t>(count));
+    get(values.data(), values.size() * sizeof(T));
+    return values;
+  }
+
+ private:
+  void put(const void* bytes, size_t size) const {
+    for (const char* at = static_cast<const char*>(bytes); size > 0;) {
+      const ssize_t count = ::write(ends_[1], at, size);
+      if (count <= 0) throw IoError("the workers' process is gone.");
+      at += count;
+      size -= static_cast<size_t>(count);
+    }
+  }
+  void get(void* bytes, size_t size) const {
+    for (char* at = static_cast<char*>(bytes); size > 0;) {
+      const ssize_t count = ::read(ends_[0], at, size);
+      if (count <= 0) throw IoError("the workers' process is gone.");
+      at += count;
+      size -= static_cast<size_t>(count);
+    }
+  }
+  int ends_[2] = {-1, -1};
+};
+
+// The other process: all workers, until the hub's ends the measurement; then their latencies.
+void run_workers(const Load& load, const Pipe& from_hub, const Pipe& to_hub) {
+  const std::vector<char> hub = from_hub.read_all<char>(), key = from_hub.read_all<char>();
+  std::optional<ClientKeys> keys;
+  if (!key.empty()) keys = read_client_keys(std::string(key.begin() + 40, key.end()), {key.begin(), key.begin() + 40});
+  std::vector<std::unique_ptr<SimulatedWorker>> workers;
+  for (int64_t i = 0; i < load.num_workers; ++i) {
+    SimulatedWorkerOptions options{
+        .worker = {.name = format("w{}", i), .max_leases = 1, .seed = static_cast<uint64_t>(i)},
+        .hub = {hub.begin(), hub.end()},
+        .keys = keys,
+        .channel = {},
+        .num_tokens = load.num_tokens,
+        .pause_s = load.pause_s};
+    options.channel.allow_plain_text = !keys;
+    workers.push_back(std::make_unique<SimulatedWorker>(std::move(options)));
+  }
+  from_hub.read_all<char>();  // measure from here
+  for (const auto& worker : workers) worker->take_lease_ms();
+  from_hub.read_all<char>();  // to here
+  std::vector<float> all;
+  for (const auto& worker : workers) {
+    const std::vector<float> part = worker->take_lease_ms();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  to_hub.write_all(all);
+}
+
+void pin_to_one_core() {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  CPU_SET(0, &cores);
+  if (sched_setaffinity(0, sizeof cores, &cores) != 0) throw IoError("this process cannot be bound to core 0.");
+}
+
+// A trainer that does nothing but ask for prompts and take groups, a step a thousand groups.
+struct Trainer {
+  HubService& hub;
+  Load load;
+  int64_t next_serial = 0, version = 0;
+  int64_t taken = 0;
+
+  static constexpr int64_t kGroupsPerStep = 1000;
+
+  void run(double seconds) {
+    const Stopwatch watch;
+    while (watch.seconds() < seconds) {
+      std::vector<Prompt> prompts;
+      for (; next_serial < taken + 4 * kGroupsPerStep; ++next_serial) {
+        prompts.emplace_back().serial = next_serial;
+        prompts.back().token_ids.assign(64, 1);
+      }
+      hub.request(std::move(prompts), load.num_completions, {}, RolloutPurpose::kTrain);
+      for (int64_t i = 0; i < kGroupsPerStep && watch.seconds() < seconds; ++i) {
+        if (!hub.next_group(std::chrono::steady_clock::now() + std::chrono::milliseconds(100))) continue;
+        if (++taken % kGroupsPerStep == 0) hub.publish(++version);
+      }
+    }
+  }
+};
+
+int64_t wait_for_workers(HubService& hub, int64_t wanted) {
+  for (const Stopwatch watch; hub.num_workers() < wanted && watch.seconds() < 120;)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  return hub.num_workers();
+}
+
+}  // namespace
+
+int run_bench_hub(int argc, char** argv) {
+  CommandLine line("bench hub", "Measures a hub with simulated workers over loopback sockets.", "[--workers N]");
+  line.add_option("workers", "N", "simulated workers, each with one lease at a time", "1000");
+  line.add_option("num-generations", "G", "completions a group", "8");
+  line.add_option("tokens", "T", "of each completion", "128");
+  line.add_option("pause-ms", "MS", "between a lease and its group; 0: as fast as the hub takes them", "0");
+  line.add_option("seconds", "S", "of measuring", "10");
+  line.add_flag("plain-text", "without CURVE");
+  line.add_flag("pin", "hub and trainer on core 0 alone");
+  if (!line.parse(argc, argv)) return 0;
+  const Load load{.num_workers = line.integer("workers", 1, 100'000),
+                  .num_completions = static_cast<int>(line.integer("num-generations", 1, 1024)),
+                  .num_tokens = line.integer("tokens", 1, 1 << 20),
+                  .pause_s = line.number("pause-ms") / 1000,
+                  .seconds = line.number("seconds")};
+  const Pipe to_workers, from_workers;
+  const pid_t parent = getpid(), child = fork();  // before there are threads
+  if (child < 0) throw IoError("the workers' process cannot be started.");
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    try {
+      run_workers(load, to_workers, from_workers);
+    } catch (const std::exception& error) {
+      _exit(1);
+    }
+    _exit(0);
+  }
+  if (line.flag("pin")) pin_to_one_core();
+  const std::string folder =
+      (std::filesystem::temp_directory_path() / format("temper-bench-hub-{}", static_cast<int64_t>(parent))).string();
+  std::filesystem::create_directories(folder);
+  HubServiceOptions options;
+  options.address = "tcp://127.0.0.1:*";
+  options.channel.allow_plain_text = line.flag("plain-text");
+  options.hub.num_rewards = 1;
+  options.hub.staleness = {.max_staleness = 1'000'000, .groups_per_step = Trainer::kGroupsPerStep};
+  options.log_path = folder + "/groups.log";
+  std::string key;  // the hub's public key and the folder of the workers'
+  if (!line.flag("plain-text")) {
+    make_job_keys(folder + "/keys");
+    options.keys = read_server_keys(folder + "/keys");
+    key = options.keys->own.public_key + folder + "/keys";
+  }
+  HubService hub(std::move(options), 0);
+  to_workers.write_all(std::vector<char>(hub.address().begin(), hub.address().end()));
+  to_workers.write_all(std::vector<char>(key.begin(), key.end()));
+  const int64_t present = wait_for_workers(hub, load.num_workers);
+  Trainer trainer{hub, load};
+  trainer.run(kWarmUpS);
+  const int64_t before = trainer.taken;
+  to_workers.write_all(std::vector<char>());
+  const Stopwatch watch;
+  trainer.run(load.seconds);
+  const double groups_per_s = static_cast<double>(trainer.taken - before) / watch.seconds();
+  to_workers.write_all(std::vector<char>());
+  std::vector<double> lease_ms;
+  for (const float ms : from_workers.read_all<float>()) lease_ms.push_back(ms);
+  const BenchReport report(argc, argv, at::kCPU);
+  report.print({{"workers", static_cast<double>(present)},
+                {"groups_per_s", groups_per_s},
+                {"mb_per_s", groups_per_s * load.num_completions * static_cast<double>(load.num_tokens) * 21 / 1e6},
+                {"lease_ms_p50", quantile(lease_ms, 0.5)},
+                {"lease_ms_p99", quantile(lease_ms, 0.99)},
+                {"leases", static_cast<double>(lease_ms.size())},
+                {"rss_mb", peak_memory_gb() * 1024},
+                {"ciphered", line.flag("plain-text") ? 0.0 : 1.0}});
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  std::error_code ignored;
+  std::filesystem::remove_all(folder, ignored);
+  return 0;
+}
+
+}  // namespace temper
