@@ -16,6 +16,7 @@ std::span<const Command> commands();
 
 int run_run(int argc, char** argv);
 int run_train(int argc, char** argv);
+int run_rollout(int argc, char** argv);
 int run_eval(int argc, char** argv);
 int run_generate(int argc, char** argv);
 int run_score(int argc, char** argv);
@@ -25,6 +26,7 @@ int run_loss(int argc, char** argv);
 int run_report(int argc, char** argv);
 int run_status(int argc, char** argv);
 int run_checkpoint(int argc, char** argv);
+int run_keygen(int argc, char** argv);
 int run_bench(int argc, char** argv);
 
 void print_version();

@@ -56,12 +56,13 @@ ModelSource load_model_source(const std::string& directory) {
   return source;
 }
 
-ModelSource make_new_model(const ModelInit& init, int64_t seed) {
-  ModelSource source;
+ModelShape load_model_shape(const std::string& directory, const ModelInit& init) {
+  if (!directory.empty())
+    return {load_model_config(directory), std::make_unique<Tokenizer>(Tokenizer::load(directory))};
   const bool bytes = init.tokenizer == "byte";
-  source.tokenizer = std::make_unique<Tokenizer>(bytes ? Tokenizer::bytes() : Tokenizer::load(init.tokenizer));
-  if (!bytes) source.chat = ChatTemplate::load(init.tokenizer);
-  const Tokenizer& tokenizer = *source.tokenizer;
+  ModelShape shape;
+  shape.tokenizer = std::make_unique<Tokenizer>(bytes ? Tokenizer::bytes() : Tokenizer::load(init.tokenizer));
+  const Tokenizer& tokenizer = *shape.tokenizer;
   if (init.vocab_size > 0 && init.vocab_size < tokenizer.vocab_size())
     throw ConfigError(
         "model.init.vocab_size = {}: the tokenizer has {} ids. Leave the key out, or give at least as many.",
@@ -71,7 +72,16 @@ ModelSource make_new_model(const ModelInit& init, int64_t seed) {
   facts.eos_token_ids.assign(tokenizer.eos_ids().begin(), tokenizer.eos_ids().end());
   facts.bos_token_id = tokenizer.bos_id();
   facts.pad_token_id = tokenizer.pad_id();
-  source.model.config = new_model_config(init, facts);
+  shape.config = new_model_config(init, facts);
+  return shape;
+}
+
+ModelSource make_new_model(const ModelInit& init, int64_t seed) {
+  ModelShape shape = load_model_shape("", init);
+  ModelSource source;
+  source.tokenizer = std::move(shape.tokenizer);
+  if (init.tokenizer != "byte") source.chat = ChatTemplate::load(init.tokenizer);
+  source.model.config = std::move(shape.config);
   source.model.parameters = FlatParameters(source.model.config);
   initialize_parameters(source.model.config, static_cast<uint64_t>(seed), source.model.parameters);
   return source;

@@ -42,4 +42,11 @@ struct ModelSource {
 ModelSource load_model_source(const std::string& directory);
 ModelSource make_new_model(const ModelInit& init, int64_t seed);
 
+// Shape and tokenizer of the same, without weights: of a directory, or (empty) of init.
+struct ModelShape {
+  ModelConfig config;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+ModelShape load_model_shape(const std::string& directory, const ModelInit& init);
+
 }  // namespace temper

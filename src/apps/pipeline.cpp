@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 
@@ -10,6 +11,7 @@
 #include "apps/rank_world.h"
 #include "apps/run_directory.h"
 #include "apps/stage_session.h"
+#include "apps/worker_fleet.h"
 #include "checkpoint/atomic_directory.h"
 #include "comm/rank_board.h"
 #include "config/load.h"
@@ -99,18 +101,32 @@ void log_device(const Config& config) {
            type.compute == at::kBFloat16 ? "bf16" : "f32", config.run_dir());
 }
 
-ExitCode run_stages(const Config& config, const std::string& continue_command, const Ranks& ranks, RunDirectory& run) {
+// Beside the first rank, where the configuration and the command want them.
+std::unique_ptr<WorkerFleet> start_workers(const Config& config, const PipelineOptions& options,
+                                           const RunDirectory& run, const Ranks& ranks) {
+  const auto uses_hub = [](const StageConfig& stage) { return stage.uses_hub(); };
+  if (!ranks.leads() || options.worker_arguments.empty() || config.rollout.workers == 0 ||
+      std::none_of(config.stages.begin(), config.stages.end(), uses_hub))
+    return nullptr;
+  return std::make_unique<WorkerFleet>(config.rollout.workers, options.worker_arguments, run.path() + "/logs");
+}
+
+ExitCode run_stages(const Config& config, const PipelineOptions& options, const Ranks& ranks, RunDirectory& run) {
   StartPoint start = find_start(config, run);
   if (!start.checkpoint.empty()) {
     ranks.wait_for_all("what is there is read");
     if (ranks.leads()) set_aside_later_stages(config, run, start.stage);
     ranks.wait_for_all("later stages are set aside");
   }
+  const std::unique_ptr<WorkerFleet> workers = start_workers(config, options, run, ranks);
+  const auto check_workers = [&workers] {
+    if (workers) workers->check();
+  };
   bool sinks_open = false;
   for (size_t i = start.stage; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];
     refuse_if_too_large(stage, start.model);
-    StageSession session(stage, start.model, run, dump_toml(config), start.first_version, ranks);
+    StageSession session(stage, start.model, run, dump_toml(config), start.first_version, ranks, check_workers);
     std::optional<int64_t> step;
     if (i == start.stage || stage.checkpoint.resume == "auto")
       step = session.resume(i == start.stage ? start.checkpoint : "");
@@ -121,7 +137,7 @@ ExitCode run_stages(const Config& config, const std::string& continue_command, c
       sinks_open = true;
     }
     if (session.run() == StageOutcome::kStopped) {
-      log_info("stopped on request, checkpoint written. To continue: {}", continue_command);
+      log_info("stopped on request, checkpoint written. To continue: {}", options.continue_command);
       return ExitCode::kStopped;
     }
     session.export_model(run.stage_model(stage), at::kFloat);
@@ -156,7 +172,7 @@ std::string continuing(std::string typed_command, const Config& config) {
   return typed_command + (config.checkpoint.resume == "auto" ? "" : " --checkpoint.resume=auto");
 }
 
-ExitCode run_pipeline(const Config& config, const std::string& continue_command, const Ranks& ranks) {
+ExitCode run_pipeline(const Config& config, const PipelineOptions& options, const Ranks& ranks) {
   for (const std::string& warning : config.warnings) log_warning("{}", warning);
   install_stop_handlers();
   set_deterministic(config.run.deterministic);
@@ -173,9 +189,9 @@ ExitCode run_pipeline(const Config& config, const std::string& continue_command,
              run.model());
     return ExitCode::kDone;
   }
-  run.begin(continue_command, ranks.size());
+  run.begin(options.continue_command, ranks.size());
   try {
-    const ExitCode code = run_stages(config, continue_command, ranks, run);
+    const ExitCode code = run_stages(config, options, ranks, run);
     run.end(code == ExitCode::kDone ? RunPhase::kFinished : RunPhase::kStopped, static_cast<int>(code));
     return code;
   } catch (const std::exception& error) {  // the directory keeps why it ended; main() tells the user

@@ -33,6 +33,7 @@ std::vector<std::string> mpirun_command(int64_t num_ranks, const std::vector<std
   if (geteuid() == 0) command.emplace_back("--allow-run-as-root");
   command.push_back(std::filesystem::read_symlink("/proc/self/exe"));
   command.emplace_back("train");
+  command.emplace_back("--with-workers");
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }

@@ -3,7 +3,6 @@
 #include "apps/model_source.h"
 
 namespace temper {
-namespace {
 
 EngineOptions engine_options(const RolloutSection& rollout) {
   EngineOptions options;
@@ -14,8 +13,6 @@ EngineOptions engine_options(const RolloutSection& rollout) {
   options.enable_chunked_prefill = rollout.enable_chunked_prefill;
   return options;
 }
-
-}  // namespace
 
 std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage, const std::optional<Task>& task) {
   const ComputeType type = training_type(stage.run);

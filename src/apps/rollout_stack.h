@@ -18,6 +18,8 @@ namespace temper {
 // The functions of the stage's [reward], shared by all its stacks. reward.model must be a directory here.
 std::vector<std::unique_ptr<Reward>> make_stage_rewards(const StageConfig& stage, const std::optional<Task>& task);
 
+EngineOptions engine_options(const RolloutSection& rollout);
+
 class RolloutStack {
  public:
   // model, tokenizer and rewards outlive it. Several ranks generate a share each, and all get all groups.

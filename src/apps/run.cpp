@@ -14,17 +14,11 @@
 namespace temper {
 namespace {
 
-// The [model] that a stage's model descends from: its shape is known before anything ran.
-const ModelSection& origin_of(const Config& config, size_t stage) {
-  for (int64_t before; (before = start_stage(config, stage)) >= 0;) stage = static_cast<size_t>(before);
-  return config.stages[stage].model;
-}
-
 void print_plan(const Config& config) {
   std::cout << dump_toml(config);
   for (size_t i = 0; i < config.stages.size(); ++i) {
     StageConfig stage = config.stages[i];
-    const ModelSection& origin = origin_of(config, i);
+    const ModelSection& origin = origin_model(config, i);
     stage.model.init = origin.init;
     const ModelConfig model = stage_model_config(stage, origin.path);
     std::cout << "\n# memory of stage " << stage.name << " (" << num_parameters(model) << " parameters)\n";
@@ -58,12 +52,12 @@ int run_run(int argc, char** argv) {
     return 0;
   }
   const std::string command = continuing(typed, config);
+  std::vector<std::string> arguments(argv + 1, argv + argc);
   if (config.train.ranks > 1) {
-    std::vector<std::string> arguments(argv + 1, argv + argc);
     arguments.push_back("--continue-command=" + command);
     return run_ranks(config, std::move(arguments));
   }
-  return static_cast<int>(run_pipeline(config, command));
+  return static_cast<int>(run_pipeline(config, {command, arguments}));
 }
 
 }  // namespace temper

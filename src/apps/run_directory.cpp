@@ -46,6 +46,16 @@ void wait_for_earlier_start(const std::string& lock) {
 
 }  // namespace
 
+std::string stage_model_path(const Config& config, const StageConfig& stage) {
+  return config.run_dir() + "/stages/" + stage.name + "/model";
+}
+
+void locate_models(const Config& config, StageConfig& stage) {
+  for (std::string* path : {&stage.model.reference, &stage.model.teacher, &stage.critic.path, &stage.reward.model})
+    if (const auto name = stage_reference(*path))
+      if (const auto index = stage_index(config, *name)) *path = stage_model_path(config, config.stages[*index]);
+}
+
 RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
     : config_(config), leads_(ranks.leads()), path_(config.run_dir()) {
   ranks.lead([this] { claim(); });
@@ -99,12 +109,6 @@ void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
   if (prometheus_) prometheus_->begin_stage(stage.name, stage.train.max_steps);
 }
 
-void RunDirectory::locate_models(StageConfig& stage) const {
-  for (std::string* path : {&stage.model.reference, &stage.model.teacher, &stage.critic.path, &stage.reward.model})
-    if (const auto name = stage_reference(*path))
-      if (const auto index = stage_index(config_, *name)) *path = stage_model(config_.stages[*index]);
-}
-
 void RunDirectory::write(const MetricRecord& record) {
   if (!leads_) return;
   progress_->update(record);
@@ -137,6 +141,7 @@ void RunDirectory::write_completions(const StepResult& step, const std::vector<s
     record.step = step.record.step;
     record.prompt = group.prompt.text;
     record.answer = group.prompt.answer;
+    record.serial = group.prompt.serial;
     for (size_t i = 0; i < group.completions.size() && count > 0; ++i, --count) {
       const Completion& completion = group.completions[i];
       CompletionEntry entry;

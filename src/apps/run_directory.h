@@ -18,6 +18,11 @@
 
 namespace temper {
 
+// Where the run keeps what a stage made.
+std::string stage_model_path(const Config& config, const StageConfig& stage);
+// Turns the "stage:NAME" of a stage's frozen models and critic into directories.
+void locate_models(const Config& config, StageConfig& stage);
+
 class RunDirectory {
  public:
   // Makes and locks the directory. With checkpoint.resume = never an earlier run's directory is renamed aside first.
@@ -27,9 +32,8 @@ class RunDirectory {
   void begin(const std::string& command, int num_ranks);
 
   const std::string& path() const { return path_; }
-  std::string stage_model(const StageConfig& stage) const { return path_ + "/stages/" + stage.name + "/model"; }
-  // Turns the "stage:NAME" of a stage's frozen models and critic into directories.
-  void locate_models(StageConfig& stage) const;
+  const Config& config() const { return config_; }
+  std::string stage_model(const StageConfig& stage) const { return stage_model_path(config_, stage); }
   std::string stages() const { return path_ + "/stages"; }
   std::string checkpoints(const StageConfig& stage) const;
   std::string model() const { return path_ + "/model"; }

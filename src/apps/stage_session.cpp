@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "apps/hub_rollouts.h"
 #include "apps/loaded_models.h"
 #include "apps/rank_world.h"
 #include "apps/rollout_stack.h"
@@ -22,8 +23,10 @@
 namespace temper {
 
 struct StageSession::Parts {
+  StageConfig given;  // as it was loaded
   StageConfig stage;  // its model paths are directories
   RunDirectory& run;
+  std::function<void()> check_workers;
   Ranks ranks;
   CheckpointHeader header;
   FileSystem files;
@@ -34,7 +37,8 @@ struct StageSession::Parts {
   std::vector<EvalSet> eval_sets;
   std::vector<EvalText> eval_texts;
   std::vector<std::unique_ptr<Reward>> rewards;
-  std::unique_ptr<RolloutStack> rollouts;          // where something is generated
+  std::unique_ptr<RolloutStack> rollouts;          // where something is generated in this process
+  std::unique_ptr<HubRollouts> workers;            // where it is elsewhere
   std::unique_ptr<RolloutStack> teacher_rollouts;  // rollout.teacher_share
   std::unique_ptr<Algorithm> algorithm;
   std::unique_ptr<Communicator> store_ranks;  // null: alone
@@ -44,7 +48,7 @@ struct StageSession::Parts {
   bool resumed = false;
 
   Parts(const StageConfig& stage_config, RunDirectory& directory, const Ranks& all)
-      : stage(stage_config), run(directory), ranks(all) {}
+      : given(stage_config), stage(stage_config), run(directory), ranks(all) {}
 
   void load_data();
   void warn_of_overlap() const;
@@ -53,6 +57,9 @@ struct StageSession::Parts {
   double teachers_part(const StepBatch& batch) const;
   std::vector<RolloutGroup> take_groups(int64_t first, int64_t count);
   std::vector<RolloutGroup> generate(RolloutStack& stack, const std::vector<Prompt>& prompts);
+  std::vector<RolloutGroup> pair_with_baselines(std::vector<RolloutGroup> all) const;
+  RolloutSource* source() const;
+  void start_workers();
   TrainLoopParts loop_parts();
   std::vector<std::string> reward_names() const;
   std::vector<double> reward_weights() const;
@@ -80,10 +87,12 @@ void refuse_other_frozen_models(int64_t step, const std::string& kept,
 }  // namespace
 
 StageSession::StageSession(const StageConfig& stage, const std::string& start, RunDirectory& run,
-                           const std::string& config_toml, PolicyVersion first_version, const Ranks& ranks)
+                           const std::string& config_toml, PolicyVersion first_version, const Ranks& ranks,
+                           std::function<void()> check_workers)
     : parts_(std::make_unique<Parts>(stage, run, ranks)) {
   Parts& parts = *parts_;
-  run.locate_models(parts.stage);
+  parts.check_workers = std::move(check_workers);
+  locate_models(run.config(), parts.stage);
   parts.ranks = ranks.with_tensor_parallel(stage.train.tensor_parallel).with_replicas(stage.train.replicas);
   warn_of_placement(parts.ranks);
   parts.models = load_stage_models(parts.stage, start, parts.ranks);
@@ -91,7 +100,7 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   const ComputeType rollouts = rollout_type(stage);
   const bool differ = stage.algo.trains_on_rollouts() && rollouts != training_type(stage.run);
   const bool generates = stage.algo.trains_on_rollouts() || evaluates(stage);
-  if (differ || (generates && models.policy->needs_separate_rollouts()))
+  if (!stage.uses_hub() && (differ || (generates && models.policy->needs_separate_rollouts())))
     models.policy->separate_rollouts(rollouts.compute, rollouts.weights);
   models.policy->publish(first_version);
   parts.counters.policy_version = first_version;
@@ -100,7 +109,7 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   parts.encoder.emplace(*models.tokenizer, use_chat ? &*models.chat : nullptr);
   parts.load_data();
 
-  if (stage.algo.trains_on_rollouts() || !parts.eval_sets.empty()) {
+  if (!stage.uses_hub() && (stage.algo.trains_on_rollouts() || !parts.eval_sets.empty())) {
     parts.rewards = make_stage_rewards(parts.stage, parts.task);
     parts.rollouts = std::make_unique<RolloutStack>(models.policy->rollout_network(), *models.tokenizer, parts.stage,
                                                     parts.rewards, ranks);
@@ -168,15 +177,13 @@ void StageSession::Parts::warn_of_overlap() const {
 }
 
 std::vector<std::string> StageSession::Parts::reward_names() const {
-  std::vector<std::string> names;
-  if (!stage.algo.trains_on_rollouts()) return names;
-  for (const auto& reward : rewards) names.push_back(reward->name());
-  return names;
+  if (!stage.algo.trains_on_rollouts()) return {};
+  return stage.reward.functions;
 }
 
 std::vector<double> StageSession::Parts::reward_weights() const {
   if (!stage.algo.trains_on_rollouts()) return {};
-  return stage.reward.weights.empty() ? std::vector<double>(rewards.size(), 1.0) : stage.reward.weights;
+  return stage.reward.weights.empty() ? std::vector<double>(stage.reward.functions.size(), 1.0) : stage.reward.weights;
 }
 
 // Which prompts the teacher answers (off-policy): a draw of its own, the same on resume.
@@ -199,6 +206,7 @@ std::vector<RolloutGroup> StageSession::Parts::take_groups(int64_t first, int64_
     for (int64_t serial = first; serial < first + count; ++serial) groups.push_back(data->example(serial));
     return groups;
   }
+  if (workers) return pair_with_baselines(workers->take(count));
   std::vector<Prompt> policys, teachers;
   for (int64_t serial = first; serial < first + count; ++serial) {
     Prompt prompt = data->prompt(serial);
@@ -214,7 +222,7 @@ std::vector<RolloutGroup> StageSession::Parts::take_groups(int64_t first, int64_
   return groups;
 }
 
-// The prompts' groups; with remax each with the reward of a greedy completion.
+// The prompts' groups; with remax also a greedy completion of each.
 std::vector<RolloutGroup> StageSession::Parts::generate(RolloutStack& stack, const std::vector<Prompt>& prompts) {
   RolloutSource& source = stack.source();
   SamplingParams sampling = sampling_params(stage);
@@ -225,14 +233,23 @@ std::vector<RolloutGroup> StageSession::Parts::generate(RolloutStack& stack, con
     source.request(prompts, 1, sampling, RolloutPurpose::kBaseline);
   }
   std::vector<RolloutGroup> groups;
-  std::map<int64_t, Completion> baselines;  // by serial
   for (size_t left = prompts.size() * (with_baseline ? 2 : 1); left > 0; --left) {
     auto group = source.next_group(std::chrono::steady_clock::now() + std::chrono::hours(24));
     TEMPER_CHECK(group.has_value(), "{} groups did not come", left);
-    if (group->purpose == RolloutPurpose::kBaseline)
-      baselines[group->prompt.serial] = std::move(group->completions.front());
+    groups.push_back(std::move(*group));
+  }
+  return pair_with_baselines(std::move(groups));
+}
+
+// The groups that are trained on, each with the reward of its prompt's greedy completion where there is one.
+std::vector<RolloutGroup> StageSession::Parts::pair_with_baselines(std::vector<RolloutGroup> all) const {
+  std::vector<RolloutGroup> groups;
+  std::map<int64_t, Completion> baselines;  // by serial
+  for (RolloutGroup& group : all) {
+    if (group.purpose == RolloutPurpose::kBaseline)
+      baselines[group.prompt.serial] = std::move(group.completions.front());
     else
-      groups.push_back(std::move(*group));
+      groups.push_back(std::move(group));
   }
   const std::vector<double> weights = reward_weights();
   for (RolloutGroup& group : groups) {
@@ -248,6 +265,23 @@ std::vector<RolloutGroup> StageSession::Parts::generate(RolloutStack& stack, con
     }
   }
   return groups;
+}
+
+RolloutSource* StageSession::Parts::source() const {
+  if (workers) return &workers->source();
+  return rollouts ? &rollouts->source() : nullptr;
+}
+
+// Once the state is loaded: workers must not see the weights before it.
+void StageSession::Parts::start_workers() {
+  if (!stage.uses_hub()) return;
+  HubRollouts::Options options{.stage = given,
+                               .run_directory = run.path(),
+                               .tokenizer = models.tokenizer.get(),
+                               .sampling = sampling_params(stage),
+                               .prompt_of = [this](int64_t serial) { return data->prompt(serial); },
+                               .check = check_workers};
+  workers = std::make_unique<HubRollouts>(std::move(options), *models.policy, counters, ranks);
 }
 
 TrainLoopParts StageSession::Parts::loop_parts() {
@@ -278,6 +312,11 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
   if (blob == found.blobs.end()) throw FormatError("the checkpoint of step {} has no trainer counters.", found.step);
   const TrainLoopParts loop = loop_parts();
   counters = load_counters(blob->second, loop);
+  if (!counters.unended.empty() && !stage.uses_hub())
+    throw ConfigError(
+        "the checkpoint of step {} was left by rollout workers that ran ahead of the trainer: {} prompts are asked for "
+        "and not trained on. Resume it with rollout.workers, or rollout.source = \"hub\".",
+        found.step, counters.unended.size());
   incoming = HostState::room_for(loop);
   return incoming.entries();
 }
@@ -305,12 +344,13 @@ std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
 
 StageOutcome StageSession::run() {
   Parts& parts = *parts_;
+  parts.start_workers();
   StageParts stage;
   stage.config = &parts.stage;
   stage.loop = parts.loop_parts();
   const ComputeType training = training_type(parts.stage.run);
   stage.loop.peak_flops = measure_peak_flops(parts.models.policy->config(), training.compute, training.device);
-  stage.source = parts.rollouts ? &parts.rollouts->source() : nullptr;
+  stage.source = parts.source();
   stage.sampling = sampling_params(parts.stage);
   stage.eval_sets = parts.eval_sets;
   stage.eval_texts = parts.eval_texts;
@@ -323,18 +363,25 @@ StageOutcome StageSession::run() {
   stage.hooks.on_record = [&](const MetricRecord& record) { parts.run.write(record); };
   stage.hooks.on_step = [&](StepResult& result) {
     if (!parts.stage.algo.trains_on_rollouts()) return;
-    result.record.set("timing_s/reward", parts.rollouts->take_scoring_s());
+    if (parts.rollouts) result.record.set("timing_s/reward", parts.rollouts->take_scoring_s());
+    if (parts.workers) parts.workers->add_metrics(result.record);
     if (parts.teacher_rollouts)
       result.record.set("training/off_policy/teacher_share", parts.teachers_part(result.batch));
     parts.run.write_completions(result, reward_names, parts.stage.log.completions);
   };
-  stage.hooks.on_save = [&](int64_t step, bool good) { parts.run.saved(step, good); };
+  stage.hooks.on_save = [&](int64_t step, bool good) {
+    parts.run.saved(step, good);
+    if (good && parts.workers) parts.workers->saved();
+  };
   stage.hooks.stop_requested = stop_requested;
+  if (parts.workers) stage.hooks.before_save = [&](TrainCounters& counters) { parts.workers->complete(counters); };
   parts.run.begin_stage(parts.stage, parts.counters.step);
   Stage runner(std::move(stage), parts.counters, parts.resumed);
   const StageOutcome outcome = runner.run();
   parts.counters = runner.counters();
   parts.run.end_stage();
+  if (parts.workers && outcome == StageOutcome::kDone) parts.workers->finish();
+  parts.workers.reset();
   return outcome;
 }
 

@@ -1,6 +1,7 @@
 // Everything a stage needs, made from its configuration: models, data, engine and rewards, optimisers, algorithm,
 // checkpoints; wired, run, exported. Apps' half of a stage: the trainer never sees engine or files.
 #pragma once
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,8 +16,9 @@ class StageSession {
  public:
   // start: directory of the model to start from; empty: [model] init. It is also the default reference, the same
   // directory on resume.
+  // check_workers: see HubSource; for stages with rollout workers.
   StageSession(const StageConfig& stage, const std::string& start, RunDirectory& run, const std::string& config_toml,
-               PolicyVersion first_version, const Ranks& ranks);
+               PolicyVersion first_version, const Ranks& ranks, std::function<void()> check_workers);
   ~StageSession();
 
   // Takes the newest verified checkpoint of this stage (or the given one), the same on all ranks. Nothing: starts at

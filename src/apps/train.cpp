@@ -61,10 +61,10 @@ std::string continue_command(const CommandLine& line, const std::string& command
                              : format("srun --mpi=pmix {} (submit the job again)", command);
 }
 
-int train(const Config& config, const std::string& command, const Ranks& ranks) {
+int train(const Config& config, const PipelineOptions& options, const Ranks& ranks) {
   if (!ranks.leads()) set_terminal_log_level(LogLevel::kError);
   compare_ranks(ranks, config);
-  return static_cast<int>(run_pipeline(config, command, ranks));
+  return static_cast<int>(run_pipeline(config, options, ranks));
 }
 
 }  // namespace
@@ -73,17 +73,23 @@ int run_train(int argc, char** argv) {
   CommandLine line("train", "One rank of the trainer, started by mpirun or srun with as many others as there shall be.",
                    "CONFIG [--section.key=value …] [--stage.NAME.section.key=value …]");
   line.add_positional("CONFIG");
+  line.add_flag("with-workers", "rank 0 starts rollout.workers beside itself, as temper run does");
   line.add_config_overrides();
   line.add_option("continue-command", "TEXT", "what to type to continue the run, for messages; `temper run` gives it");
   const std::string typed = typed_command(argc, argv);
   if (!line.parse(argc, argv)) return 0;
   const Config config = load_config(line.text("CONFIG"), line.overrides());
   const std::string command = continuing(typed, config);
+  std::vector<std::string> worker_arguments;
+  if (line.flag("with-workers")) {
+    worker_arguments = line.overrides();
+    worker_arguments.insert(worker_arguments.begin(), line.text("CONFIG"));
+  }
   if (!is_launched_by_mpi()) {
     check_alone_in_step();
     check_number_of_ranks(config, 1);
     check_models(config);
-    return train(config, continue_command(line, command, 1), {});
+    return train(config, {continue_command(line, command, 1), worker_arguments}, {});
   }
   MpiWorld world(comm_options(config));
   const auto end_all = [&](ExitCode code, const char* why) {
@@ -94,7 +100,8 @@ int run_train(int argc, char** argv) {
     const auto communicator = connect_ranks(world, config.stages.front().run.device, comm_options(config));
     check_number_of_ranks(config, communicator->size());
     check_models(config);
-    return train(config, continue_command(line, command, communicator->size()), Ranks(*communicator));
+    return train(config, {continue_command(line, command, communicator->size()), worker_arguments},
+                 Ranks(*communicator));
   } catch (const Error& error) {
     end_all(error.exit_code(), error.what());
   }

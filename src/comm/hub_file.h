@@ -12,9 +12,9 @@ struct HubFile {
   std::string address = {};                        // of the hub, tcp://HOST:PORT
   std::string public_key = {};                     // the hub's (Z85); empty: plain text, on loopback
   std::vector<std::string> weight_addresses = {};  // one a trainer rank, with the same key
-  std::string run_id = {};  // of this start of the trainer: no two are alike
-  std::string stage = {};  // of the run's configuration, that rollouts are made for
-  int64_t epoch = 0;       // counts the starts of the trainer; results of an older one are refused
+  std::string run_id = {};                         // of this start of the trainer: no two are alike
+  std::string stage = {};                          // of the run's configuration, that rollouts are made for
+  int64_t epoch = 0;  // counts the starts of the trainer; results of an older one are refused
   // The process that wrote it, to tell a run from what a dead one left behind. Filled in by write_hub_file.
   std::string host = {};
   int64_t pid = 0;

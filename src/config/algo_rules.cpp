@@ -128,7 +128,8 @@ bool AlgoSection::needs_teacher() const { return (distill_coef > 0 && weighs(*th
 RolloutIs correction_of_mismatch(const StageConfig& stage) {
   const bool alike =
       stage.rollout.dtype == RolloutDtype::kAuto || to_string(stage.rollout.dtype) == to_string(stage.run.dtype);
-  if (alike || !weighs(stage.algo)) return RolloutIs::kNone;
+  const bool on_policy = !stage.uses_hub() || stage.async.max_staleness == 0;
+  if ((alike && on_policy) || !weighs(stage.algo)) return RolloutIs::kNone;
   return stage.algo.policy_loss == Loss::kGmpo ? RolloutIs::kSequence : RolloutIs::kToken;
 }
 

@@ -12,8 +12,8 @@ namespace temper {
 // Whether `key` ("algo.clip_ratio_c") changes anything, given the others. True for keys outside [algo].
 bool is_used(std::string_view key, const AlgoSection& algo);
 
-// What algo.rollout_is is where nothing sets it: none, unless rollout.dtype lets rollouts compute with other weights
-// than training; then token, or sequence for a loss with one ratio a sequence.
+// What algo.rollout_is is where nothing sets it: none, unless rollouts compute with other weights than training, by
+// rollout.dtype or by async.max_staleness; then token, or sequence for a loss with one ratio a sequence.
 RolloutIs correction_of_mismatch(const StageConfig& stage);
 
 // Combinations that cannot work, one message each with its fix.

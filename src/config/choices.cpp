@@ -15,7 +15,7 @@ namespace temper {
 TEMPER_CHOICES(Device, "auto", "cpu", "cuda");
 TEMPER_CHOICES(Dtype, "auto", "f32", "bf16");
 TEMPER_CHOICES(RolloutDtype, "auto", "f32", "bf16", "int8");
-TEMPER_CHOICES(RolloutKind, "auto", "inline");
+TEMPER_CHOICES(RolloutKind, "auto", "inline", "hub");
 TEMPER_CHOICES(RolloutEnvironment, "none", "calculator");
 TEMPER_CHOICES(Shard, "none", "optimizer", "full");
 TEMPER_CHOICES(LrScheduler, "constant", "linear", "cosine");

@@ -10,7 +10,7 @@ namespace temper {
 enum class Device { kAuto, kCpu, kCuda };
 enum class Dtype { kAuto, kF32, kBf16 };
 enum class RolloutDtype { kAuto, kF32, kBf16, kInt8 };
-enum class RolloutKind { kAuto, kInline };
+enum class RolloutKind { kAuto, kInline, kHub };
 enum class RolloutEnvironment { kNone, kCalculator };
 enum class Shard { kNone, kOptimizer, kFull };
 enum class LrScheduler { kConstant, kLinear, kCosine };

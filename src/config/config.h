@@ -260,7 +260,12 @@ struct CriticSection {
 };
 
 struct AsyncSection {
-  int64_t max_staleness = 0;
+  int64_t max_staleness = 0;  // policy versions
+  StalenessPolicy staleness_policy = StalenessPolicy::kDrop;
+  bool in_flight_updates = false;
+  double lease_timeout_s = 600;
+  std::string bind = "127.0.0.1";  // HOST or HOST:PORT, of the hub
+  std::string keys;                // folder; empty: keys in the run directory; none: plain text
   bool operator==(const AsyncSection&) const = default;
 };
 
@@ -299,6 +304,12 @@ struct Sections {
   bool operator==(const Sections&) const = default;
 
   double critic_learning_rate() const { return critic.learning_rate > 0 ? critic.learning_rate : optim.learning_rate; }
+  // What is trained on comes from rollout workers through the hub, not from an engine in the trainer's process.
+  bool uses_hub() const {
+    const bool wanted =
+        rollout.source == RolloutKind::kAuto ? rollout.workers > 0 : rollout.source == RolloutKind::kHub;
+    return wanted && algo.trains_on_rollouts();
+  }
 };
 
 // One stage with everything resolved: presets, [[stage]] and command line.

@@ -26,6 +26,11 @@ int64_t start_stage(const Config& config, size_t stage) {
   return -1;
 }
 
+const ModelSection& origin_model(const Config& config, size_t stage) {
+  for (int64_t before; (before = start_stage(config, stage)) >= 0;) stage = static_cast<size_t>(before);
+  return config.stages[stage].model;
+}
+
 bool makes_reward_model(const StageConfig& stage) { return stage.algo.policy_loss == PolicyLoss::kRewardModel; }
 
 bool evaluates(const StageConfig& stage) {

@@ -23,6 +23,9 @@ std::optional<size_t> stage_index(const Config& config, std::string_view name);
 // is no reward_model stage. -1: its own [model] (own_model is true).
 int64_t start_stage(const Config& config, size_t stage);
 
+// The [model] that the stage's model descends from: its shape and tokenizer are known before anything ran.
+const ModelSection& origin_model(const Config& config, size_t stage);
+
 // The stage trains a reward model: it hands on no policy and generates nothing.
 bool makes_reward_model(const StageConfig& stage);
 // Completions are generated and scored by reward.functions before, during or after the stage.

@@ -145,7 +145,10 @@ void add_eval(TableBuilder& table) {
 }
 
 void add_rollout(TableBuilder& table) {
-  TEMPER_KEY(rollout.source, "Where completions come from; auto and inline: each trainer rank generates its share.");
+  TEMPER_KEY(
+      rollout.source,
+      "Where completions come from. inline: each trainer rank generates its share; hub: rollout workers bring them"
+      " (docs/async.md); auto: hub where rollout.workers is above 0, else inline.");
   TEMPER_KEY(rollout.num_generations, "Completions a prompt: the size of a group.").at_least(1);
   TEMPER_KEY(rollout.max_completion_length, "Longest completion.").unit("tokens").at_least(1);
   TEMPER_KEY(rollout.temperature, "Sampling temperature; the losses' log-probabilities are at this temperature too.")
@@ -157,7 +160,10 @@ void add_rollout(TableBuilder& table) {
   TEMPER_KEY(rollout.min_p, "Leaves out tokens below this share of the most likely one's probability; 0: none.")
       .between(0, 1);
   TEMPER_KEY(rollout.stop, "Texts that end a completion.");
-  TEMPER_KEY(rollout.workers, "Rollout worker processes; this version generates in the trainer's process.").only(0);
+  TEMPER_KEY(rollout.workers,
+             "Rollout worker processes that `temper run` starts on this machine; others join with `temper rollout`.")
+      .at_least(0)
+      .whole_run();
   TEMPER_KEY(rollout.max_num_seqs, "Sequences that the engine runs at once.").at_least(1);
   TEMPER_KEY(rollout.kv_cache_memory, "Bound of the cache of keys and values.")
       .unit("MiB")
@@ -335,9 +341,29 @@ void add_critic(TableBuilder& table) {
 }
 
 void add_rest(TableBuilder& table) {
-  TEMPER_KEY(async.max_staleness, "Policy versions a rollout may be behind the trainer; this version trains on-policy.")
+  TEMPER_KEY(async.max_staleness,
+             "Policy versions that the oldest token of a group may be behind the trainer's weights. 0: on-policy, the"
+             " trainer waits. Above 0 algo.rollout_is becomes token (gmpo: sequence) unless it is given.")
       .unit("versions")
-      .only(0);
+      .at_least(0);
+  TEMPER_KEY(async.staleness_policy,
+             "What happens to a group that would become too old: drop generates its prompt again, wait holds a step"
+             " back until the group was trained on.");
+  TEMPER_KEY(async.in_flight_updates,
+             "Workers take new weights between two engine steps, so that a completion may have tokens of several"
+             " versions; off: when what they generate is finished.");
+  TEMPER_KEY(async.lease_timeout_s, "A group that a worker has not brought after this is given to another worker.")
+      .unit("s")
+      .above(0);
+  TEMPER_KEY(async.bind,
+             "Address or interface of this machine that the hub and the weights are reached at, HOST or HOST:PORT"
+             " (the hub's port; by default free ones are taken).")
+      .whole_run();
+  TEMPER_KEY(async.keys,
+             "Folder of the job's keys (temper keygen DIR makes one); none: plain text, on the loopback interface"
+             " alone.")
+      .by_default("keys in the run directory, made where missing")
+      .whole_run();
   TEMPER_KEY(checkpoint.local_dir, "Folder of the checkpoints.")
       .by_default("checkpoints in the run directory")
       .whole_run();
@@ -380,7 +406,7 @@ const std::vector<SectionSpec>& section_table() {
       {"train", "Steps and batches."},
       {"optim", "AdamW and its schedule."},
       {"critic", "The critic of algo.adv_estimator = gae."},
-      {"async", "How far generation may run ahead."},
+      {"async", "Rollout workers: how far they may run ahead, and where they find the hub."},
       {"checkpoint", "What is saved, and how a run resumes."},
       {"log", "What is written beside checkpoints."},
   };
@@ -419,7 +445,6 @@ KeySpec& KeySpec::above(double low) { return range.low = low, range.open_low = t
 KeySpec& KeySpec::between(double low, double high) { return range.low = low, range.high = high, *this; }
 KeySpec& KeySpec::below(double high) { return range.high = high, range.open_high = true, *this; }
 KeySpec& KeySpec::off_or_above(double low) { return range.zero_is_off = true, above(low); }
-KeySpec& KeySpec::only(double value) { return between(value, value); }
 KeySpec& KeySpec::one_of(std::vector<std::string> allowed) { return words = std::move(allowed), *this; }
 KeySpec& KeySpec::by_default(std::string_view note) { return default_note = note, *this; }
 KeySpec& KeySpec::whole_run() { return for_run = true, *this; }

@@ -55,7 +55,6 @@ struct KeySpec {
   KeySpec& between(double low, double high);
   KeySpec& below(double high);
   KeySpec& off_or_above(double low);
-  KeySpec& only(double value);  // this version knows no other
   KeySpec& one_of(std::vector<std::string> allowed);
   KeySpec& by_default(std::string_view note);
   KeySpec& whole_run();

@@ -140,6 +140,37 @@ void check_rollouts(const StageConfig& s, Messages* out) {
                           s.algo.overlong_buffer.len, r.max_completion_length));
 }
 
+void check_async(const StageConfig& s, Messages* out) {
+  if (!s.algo.trains_on_rollouts()) return;
+  const RolloutSection& r = s.rollout;
+  const int64_t staleness = s.async.max_staleness;
+  if (r.source == RolloutKind::kInline && r.workers > 0)
+    out->push_back(
+        format("rollout.source = \"inline\" has no use for rollout.workers = {}, which bring what they generate to the"
+               " hub. Set rollout.source to \"auto\", or rollout.workers to 0.",
+               r.workers));
+  if (!s.uses_hub() && staleness > 0)
+    out->push_back(
+        format("async.max_staleness = {} needs rollout workers that run ahead of the trainer. Set rollout.workers to 1"
+               " or more (rollout.source to \"hub\" where they are started elsewhere), or async.max_staleness to 0.",
+               staleness));
+  if (s.async.in_flight_updates && (!s.uses_hub() || staleness == 0))
+    out->push_back(
+        "async.in_flight_updates = true mixes policy versions within a completion, and async.max_staleness = 0 allows"
+        " one alone. Set async.max_staleness to 1 or more with rollout.workers, or async.in_flight_updates to false.");
+  if (!s.uses_hub()) return;
+  if (r.teacher_share > 0)
+    out->push_back(
+        format("rollout.teacher_share = {} cannot go with rollout workers, which hold the policy alone. Set"
+               " rollout.teacher_share to 0, or rollout.workers to 0.",
+               r.teacher_share));
+  if (s.algo.adv_estimator == AdvEstimator::kRemax && staleness > 0)
+    out->push_back(
+        format("algo.adv_estimator = remax compares with a greedy completion of the same weights, and"
+               " async.max_staleness = {} does not wait for it. Set async.max_staleness to 0, or another estimator.",
+               staleness));
+}
+
 void check_engine(const StageConfig& s, Messages* out) {
   if (s.rollout.block_size % 16 != 0)
     out->push_back(format("rollout.block_size = {} is no multiple of 16. Round it to {}.", s.rollout.block_size,
@@ -207,6 +238,7 @@ Messages stage_conflicts(const StageConfig& stage) {
   check_rewards(stage, &conflicts);
   check_critic(stage, &conflicts);
   check_rollouts(stage, &conflicts);
+  check_async(stage, &conflicts);
   check_engine(stage, &conflicts);
   check_train(stage, &conflicts);
   for (std::string& message : algo_conflicts(stage.algo)) conflicts.push_back(std::move(message));
@@ -312,9 +344,11 @@ Messages stage_doubts(const StageConfig& s) {
   const RolloutIs correction = correction_of_mismatch(s);
   if (correction != RolloutIs::kNone && s.algo.rollout_is == RolloutIs::kNone)
     doubts.push_back(
-        format("rollout.dtype = {} with algo.rollout_is = none: the rollouts' other weights are not corrected for. Set"
+        format("{} with algo.rollout_is = none: the rollouts' other weights are not corrected for. Set"
                " algo.rollout_is = {}.",
-               to_string(s.rollout.dtype), to_string(correction)));
+               s.uses_hub() && s.async.max_staleness > 0 ? format("async.max_staleness = {}", s.async.max_staleness)
+                                                         : format("rollout.dtype = {}", to_string(s.rollout.dtype)),
+               to_string(correction)));
   if (s.algo.needs_critic() && s.critic.shared_backbone && s.critic.learning_rate > 0)
     doubts.push_back(
         format("critic.learning_rate = {} has no effect: with critic.shared_backbone = true the policy's optimiser"

@@ -89,8 +89,9 @@ std::string to_json(const MetricRecord& record) {
 }
 
 std::string to_json(const CompletionRecord& record) {
-  std::string line = format("{\"stage\": {}, \"step\": {}, \"prompt\": {}, \"answer\": {}, \"completions\": [",
-                            quoted(record.stage), record.step, quoted(record.prompt), quoted(record.answer));
+  const std::string serial = record.serial < 0 ? "" : format("\"serial\": {}, ", record.serial);
+  std::string line = format("{\"stage\": {}, \"step\": {}, {}\"prompt\": {}, \"answer\": {}, \"completions\": [",
+                            quoted(record.stage), record.step, serial, quoted(record.prompt), quoted(record.answer));
   const char* separator = "";
   for (const CompletionEntry& entry : record.completions) {
     line += separator;
@@ -125,6 +126,7 @@ CompletionRecord parse_completion_record(std::string_view line) {
   CompletionRecord record;
   record.stage = take_string(object, "stage");
   record.step = take_integer(object, "step");
+  if (object.contains("serial")) record.serial = take_integer(object, "serial");
   record.prompt = take_string(object, "prompt");
   if (object.contains("answer")) record.answer = take_string(object, "answer");
   const auto completions = object.find("completions");

@@ -30,6 +30,7 @@ struct CompletionRecord {
   std::string prompt;
   std::string answer;  // ground truth; may be empty
   std::vector<CompletionEntry> completions;
+  int64_t serial = -1;  // the prompt's running number in the stage; -1: none is kept
 };
 
 const char* finish_reason_name(FinishReason reason);  // stop, length, aborted

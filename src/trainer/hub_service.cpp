@@ -1,7 +1,5 @@
 #include "trainer/hub_service.h"
 
-#include <set>
-
 #include "core/error.h"
 #include "core/log.h"
 
@@ -89,11 +87,9 @@ std::optional<RolloutGroup> HubService::next_group(Clock::time_point deadline) {
   }
 }
 
-void HubService::trim_log() {
+void HubService::trim_log(const std::function<bool(int64_t serial)>& needed) {
   const std::lock_guard lock(mutex_);
-  const std::vector<int64_t> unended = hub_.unended();
-  const std::set<int64_t> needed(unended.begin(), unended.end());
-  log_.keep_only([&needed](int64_t serial) { return needed.contains(serial); }, version_);
+  log_.keep_only(needed, version_);
 }
 
 HubCounters HubService::counters() const {

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -51,8 +52,9 @@ class HubService {
   // The next group for the trainer; nothing at the deadline.
   std::optional<RolloutGroup> next_group(std::chrono::steady_clock::time_point deadline);
 
-  // After a checkpoint: the log keeps only what a restart from it could use. IoError: it keeps all.
-  void trim_log();
+  // After a checkpoint: the log keeps only what a restart from it could use, the groups of these serials. IoError: it
+  // keeps all.
+  void trim_log(const std::function<bool(int64_t serial)>& needed);
 
   HubCounters counters() const;
   int64_t num_workers() const;

@@ -81,7 +81,9 @@ void Stage::save() {
   CheckpointState state{parts_.header, HostState::of(parts_.loop).entries(), checkpoint_mesh(parts_.loop.ranks)};
   state.header.step = saving_step_ = counters().step;
   state.header.policy_version = counters().policy_version;
-  state.header.blobs["trainer"] = save_counters(counters(), parts_.loop);
+  TrainCounters saved = counters();
+  if (parts_.hooks.before_save) parts_.hooks.before_save(saved);
+  state.header.blobs["trainer"] = save_counters(saved, parts_.loop);
   writer_.begin(state);
   save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
                   {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};

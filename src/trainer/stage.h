@@ -19,6 +19,8 @@ struct StageHooks {
   std::function<void(StepResult&)> on_step;              // before on_record; may add to the record
   std::function<void(int64_t step, bool good)> on_save;  // a checkpoint was written, or failed
   std::function<bool()> stop_requested;
+  // Where rollouts come from elsewhere: adds to what is saved what the loop does not know.
+  std::function<void(TrainCounters&)> before_save;
 };
 
 struct StageParts {

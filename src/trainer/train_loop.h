@@ -40,6 +40,8 @@ struct TrainCounters {
   int64_t step = 0;            // taken in this stage
   int64_t policy_version = 0;  // taken in the run: counts on through the stages
   int64_t next_serial = 0;     // the prompt cursor
+  // Rollout workers run ahead: of the prompts below the cursor those that no step has had a group of.
+  std::vector<int64_t> unended = {};
 };
 
 struct StepResult {

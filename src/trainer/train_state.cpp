@@ -97,6 +97,7 @@ std::string save_counters(const TrainCounters& counters, const TrainLoopParts& p
                          {"optimizer_steps", parts.optimizer->num_steps()},
                          {"kl_coef", parts.algorithm->kl_coef()}};
   if (parts.critic_optimizer != nullptr) blob["critic_optimizer_steps"] = parts.critic_optimizer->num_steps();
+  if (!counters.unended.empty()) blob["unended"] = counters.unended;
   return blob.dump();
 }
 
@@ -109,8 +110,10 @@ TrainCounters load_counters(const std::string& text, const TrainLoopParts& parts
     // A fixed coefficient is the configuration's, which may have been changed for the resumed run.
     if (parts.algorithm->settings().kl_ctrl.type == KlCtrlType::kAdaptive)
       parts.algorithm->set_kl_coef(blob.at("kl_coef").get<double>());
-    return {blob.at("step").get<int64_t>(), blob.at("policy_version").get<int64_t>(),
-            blob.at("next_serial").get<int64_t>()};
+    TrainCounters counters{blob.at("step").get<int64_t>(), blob.at("policy_version").get<int64_t>(),
+                           blob.at("next_serial").get<int64_t>()};
+    if (blob.contains("unended")) counters.unended = blob["unended"].get<std::vector<int64_t>>();
+    return counters;
   } catch (const nlohmann::json::exception& error) {
     throw FormatError("the checkpoint's trainer counters cannot be read ({}). It was written by another version.",
                       error.what());

@@ -64,16 +64,11 @@ TEST(ConfigErrors, AliasesLeadToKeysThatExist) {
 
 TEST(ConfigErrors, KeysOfLaterVersionsAreNotAcceptedSilently) {
   for (const char* key :
-       {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate", "async.in_flight_updates"}) {
+       {"checkpoint.ram_dir", "checkpoint.durable_dir", "checkpoint.replicate", "async.recompute_kv_cache"}) {
     EXPECT_THAT(error_of_override(format("--{}=1", key)),
                 HasSubstr(format("unknown key {}: this version does not have it. Remove it.", key)));
     EXPECT_EQ(find_key(key), nullptr);
   }
-  EXPECT_THAT(error_of_override("--rollout.source=hub"),
-              HasSubstr("rollout.source = \"hub\" is not known. Allowed: auto, inline."));
-  EXPECT_THAT(error_of_override("--rollout.workers=2"), HasSubstr("rollout.workers = 2 is out of range. Allowed: 0."));
-  EXPECT_THAT(error_of_override("--async.max_staleness=1"),
-              HasSubstr("async.max_staleness = 1 is out of range. Allowed: 0."));
   EXPECT_THAT(error_of_override("--run.device=tpu"),
               HasSubstr("run.device = \"tpu\" is not known. Allowed: auto, cpu, cuda."));
 }
@@ -87,6 +82,26 @@ TEST(ConfigErrors, ThePrometheusEndpointNeedsHostAndPort) {
     EXPECT_THAT(parse_config(kBase + format("[log]\nprometheus = \"{}\"\n", local)).warnings, IsEmpty()) << local;
   EXPECT_THAT(parse_config(kBase + "[log]\nprometheus = \"0.0.0.0:9464\"\n").warnings,
               testing::ElementsAre(AllOf(HasSubstr("log.prometheus = \"0.0.0.0:9464\""), HasSubstr("no password"))));
+}
+
+TEST(ConfigErrors, SettingsOfRolloutWorkersThatExcludeEachOther) {
+  EXPECT_THAT(error_of_override("--async.max_staleness=1"),
+              AllOf(HasSubstr("async.max_staleness = 1 needs rollout workers"), HasSubstr("Set rollout.workers to 1")));
+  const std::string hub = kBase + "[rollout]\nworkers = 2\n";
+  EXPECT_THAT(error_of(hub + "source = \"inline\"\n"),
+              AllOf(HasSubstr("rollout.source = \"inline\" has no use for rollout.workers = 2"),
+                    HasSubstr("Set rollout.source to \"auto\"")));
+  EXPECT_THAT(error_of(hub + "[async]\nin_flight_updates = true\n"),
+              AllOf(HasSubstr("async.in_flight_updates = true"), HasSubstr("Set async.max_staleness to 1 or more")));
+  EXPECT_THAT(error_of(hub + "[async]\nmax_staleness = 1\n[algo]\npreset = \"remax\"\n"),
+              AllOf(HasSubstr("algo.adv_estimator = remax"), HasSubstr("Set async.max_staleness to 0")));
+  EXPECT_THAT(error_of(hub + "teacher_share = 0.5\n[algo]\npreset = \"distill\"\n", {"--model.teacher=t"}),
+              AllOf(HasSubstr("rollout.teacher_share = 0.5 cannot go with rollout workers"),
+                    HasSubstr("Set rollout.teacher_share to 0")));
+  EXPECT_THAT(error_of(hub + "[async]\nlease_timeout_s = 0\n"),
+              HasSubstr("async.lease_timeout_s = 0 is out of range. Allowed: greater than 0."));
+  EXPECT_THAT(error_of(hub + "[async]\nmax_staleness = -1\n"),
+              HasSubstr("async.max_staleness = -1 is out of range. Allowed: 0 or greater."));
 }
 
 TEST(ConfigErrors, IllTypedValuesSayWhatIsExpected) {

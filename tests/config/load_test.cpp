@@ -57,6 +57,31 @@ TEST(Config, RolloutsOfAnotherTypeAreCorrectedByTheLoss) {
   EXPECT_THAT(config.warnings, ElementsAre(HasSubstr("not corrected")));
 }
 
+TEST(Config, RolloutsOfWorkersThatRunAheadAreCorrectedByTheLoss) {
+  const std::vector<std::string> ahead = {"--rollout.workers=2", "--async.max_staleness=1"};
+  const auto with = [&ahead](const char* more) {
+    std::vector<std::string> all = ahead;
+    all.emplace_back(more);
+    return parse_config(kBase, all);
+  };
+  EXPECT_EQ(parse_config(kBase, ahead).stages.at(0).algo.rollout_is, RolloutIs::kToken);
+  EXPECT_EQ(parse_config(kBase, {"--rollout.workers=2"}).stages.at(0).algo.rollout_is, RolloutIs::kNone);
+  EXPECT_EQ(with("--algo.rollout_is=sequence").stages.at(0).algo.rollout_is, RolloutIs::kSequence);
+  const Config uncorrected = with("--algo.rollout_is=none");
+  EXPECT_EQ(uncorrected.stages.at(0).algo.rollout_is, RolloutIs::kNone);
+  EXPECT_THAT(uncorrected.warnings,
+              ElementsAre(AllOf(HasSubstr("async.max_staleness = 1"), HasSubstr("not corrected"))));
+}
+
+TEST(Config, WorkersServeTheStagesThatTrainOnRollouts) {
+  const Config config = parse_config(kPipeline, {"--rollout.workers=2"});
+  EXPECT_FALSE(config.stages.at(0).uses_hub());
+  EXPECT_TRUE(config.stages.at(1).uses_hub());
+  EXPECT_FALSE(parse_config(kPipeline).stages.at(1).uses_hub());
+  EXPECT_TRUE(parse_config(kPipeline, {"--rollout.source=hub"}).stages.at(1).uses_hub());
+  EXPECT_FALSE(parse_config(kPipeline, {"--rollout.source=inline"}).stages.at(1).uses_hub());
+}
+
 TEST(Config, FileValuesReachTheirFields) {
   const Config config = parse_config(kBase + R"(
 [rollout]

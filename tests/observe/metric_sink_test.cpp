@@ -70,8 +70,10 @@ TEST_F(MetricSink, CompletionsKeepEveryFieldAndBrokenUtf8BecomesTheReplacementCh
   made.completions.push_back({"four", {{"exact", 0}, {"format", 1}}, -0.5, FinishReason::kStop, ""});
   made.completions.push_back(
       {"4 \xf0\x9f", {{"exact", kNaN}, {"format", 1}}, kNaN, FinishReason::kLength, "exact: too late"});
+  made.serial = 17;
   const CompletionRecord read = parse_completion_record(to_json(made));
   EXPECT_EQ(read.stage, "grpo");
+  EXPECT_EQ(read.serial, 17);
   EXPECT_EQ(read.step, 4);
   EXPECT_EQ(read.prompt, "2+2=\n\"?\"");
   EXPECT_EQ(read.answer, "4");

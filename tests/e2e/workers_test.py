@@ -1,0 +1,229 @@
+"""Rollout workers as processes of their own: the one-process run's results, faults of every kind, other workers refused."""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import harness
+
+ARITHMETIC = """
+[run]
+name = "workers"
+seed = 7
+dtype = "f32"
+[model]
+init = {family = "llama", hidden_size = 64, num_layers = 2, num_heads = 2, intermediate_size = 128, max_position_embeddings = 64}
+[data]
+task = "arithmetic"
+generated = {max_operand = 5}
+[eval]
+num_prompts = 8
+[rollout]
+num_generations = 4
+max_completion_length = 16
+[reward]
+functions = ["task", "length"]
+length.target = 9
+[train]
+num_prompts_per_step = 4
+[optim]
+learning_rate = 1e-4
+[checkpoint]
+local_every_steps = 5
+[log]
+tensorboard = false
+completions = 1000
+"""
+
+VOLATILE = ("async/", "training/groups_dropped_stale")
+
+
+def results(run):
+    """metrics.jsonl without clocks and without what only the hub has."""
+    return [{key: value for key, value in record.items() if not key.startswith(VOLATILE)}
+            for record in harness.without_times(harness.metrics(run))]
+
+
+class Workers(harness.Case):
+    def run_path(self, name):
+        return self.folder / "runs" / name
+
+    def start(self, *more, name="workers"):
+        process = subprocess.Popen([harness.TEMPER, "run", "config.toml", f"--run.name={name}", *more], cwd=self.folder,
+                                   stderr=subprocess.PIPE, text=True)
+        self.addCleanup(lambda: process.poll() is None and process.kill())
+        return process
+
+    def steps(self, name="workers"):
+        path = self.run_path(name) / "metrics.jsonl"
+        return len(path.read_text().splitlines()) - 1 if path.exists() else -1
+
+    def wait_for(self, what, happens, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not happens():
+            self.assertLess(time.monotonic(), deadline, f"{what} did not happen")
+            time.sleep(0.02)
+
+    def workers_of(self, parent):
+        """Process ids of the rollout workers that this process started."""
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == parent and b"rollout" in (entry / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except (OSError, ValueError, IndexError):
+                continue
+        return found
+
+    def consumed(self, name):
+        """Serials of the prompts that were trained on, step by step."""
+        lines = (self.run_path(name) / "completions.jsonl").read_text().split("\n")  # splitlines() cuts in texts too
+        return [json.loads(line)["serial"] for line in lines if line]
+
+    def log_of(self, worker, name="workers"):
+        return (self.run_path(name) / "logs" / f"worker_{worker}.log").read_text()
+
+    def test_on_policy_workers_give_the_bits_of_one_process(self):
+        self.config(ARITHMETIC)
+        common = ["--run.deterministic=true", "--train.max_steps=3"]
+        harness.temper("run", "config.toml", "--run.name=inline", *common, cwd=self.folder, check=0)
+        harness.temper("run", "config.toml", "--run.name=workers", "--rollout.workers=2", *common, cwd=self.folder, check=0)
+        self.assertEqual(results(self.run_path("inline")), results(self.run_path("workers")))
+        self.assertEqual((self.run_path("inline") / "completions.jsonl").read_text(),
+                         (self.run_path("workers") / "completions.jsonl").read_text())
+        self.assertEqual(harness.tensors(self.run_path("inline") / "model" / "model.safetensors"),
+                         harness.tensors(self.run_path("workers") / "model" / "model.safetensors"))
+        self.assertFalse((self.run_path("workers") / "hub.json").exists())
+        self.assertEqual((self.run_path("workers") / "keys").stat().st_mode & 0o777, 0o700)
+
+    def test_two_ranks_share_what_workers_bring(self):
+        self.config(ARITHMETIC)
+        common = ["--run.deterministic=true", "--train.max_steps=2", "--train.ranks=2", "--train.shard=full"]
+        harness.temper("run", "config.toml", "--run.name=inline", *common, cwd=self.folder, check=0)
+        harness.temper("run", "config.toml", "--run.name=workers", "--rollout.workers=1", *common, cwd=self.folder, check=0)
+        self.assertEqual(results(self.run_path("inline")), results(self.run_path("workers")))
+
+    def test_a_pipeline_hands_its_model_to_workers(self):
+        self.config(harness.sft_then_grpo(3))
+        harness.temper("run", "config.toml", "--run.name=inline", cwd=self.folder, check=0)
+        harness.temper("run", "config.toml", "--run.name=workers", "--rollout.workers=1", cwd=self.folder, check=0)
+        self.assertEqual(results(self.run_path("inline")), results(self.run_path("workers")))
+
+    def test_training_goes_on_while_workers_die_and_stall(self):
+        self.config(ARITHMETIC)
+        steps = 200
+        process = self.start("--rollout.workers=2", "--async.max_staleness=1", f"--train.max_steps={steps}")
+        chance = random.Random(3)
+        stopped, faults = [], 0
+        self.wait_for("the first step", lambda: self.steps() >= 1)
+        while process.poll() is None and self.steps() < steps - 2:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            stopped = []
+            found = self.workers_of(process.pid)
+            if found:
+                victim, what = chance.choice(found), chance.choice([signal.SIGKILL, signal.SIGSTOP])
+                try:
+                    os.kill(victim, what)
+                    faults += 1
+                    if what == signal.SIGSTOP:
+                        stopped.append(victim)
+                except ProcessLookupError:
+                    pass
+            time.sleep(chance.uniform(0.05, 0.4))
+        for pid in stopped:
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+        _, err = process.communicate(timeout=180)
+        self.assertEqual(process.returncode, 0, err)
+        self.assertGreaterEqual(faults, 5)
+        records = harness.metrics(self.run_path("workers"))[1:]
+        self.assertEqual([record["step"] for record in records], list(range(1, steps + 1)))
+        for record in records:
+            self.assertLessEqual(record["training/off_policy/trajectory_staleness/max"], 1)
+            self.assertGreaterEqual(record["training/off_policy/trajectory_staleness/min"], 0)
+            self.assertEqual(record["training/groups_failed"], 0)
+            self.assertIn("async/trainer/idle_ratio", record)
+            self.assertIn("async/rollout/idle_ratio", record)
+            self.assertIn("training/groups_dropped_stale", record)
+            self.assertIn("timing_s/wait_for_groups", record)
+        # Every step had its groups, and no prompt came twice.
+        serials = self.consumed("workers")
+        self.assertEqual(len(serials), 4 * steps)
+        self.assertEqual(len(set(serials)), len(serials))
+
+    def test_a_run_that_was_ahead_goes_on_where_it_stopped(self):
+        self.config(ARITHMETIC)
+        steps = 40
+        ahead = ["--rollout.workers=1", "--async.max_staleness=2", f"--train.max_steps={steps}", "--checkpoint.local_every_steps=2"]
+        process = self.start(*ahead)
+        self.wait_for("step 5", lambda: self.steps() >= 5)
+        process.kill()
+        process.communicate()
+        refused = harness.temper("run", "config.toml", "--run.name=workers", cwd=self.folder)
+        self.assert_error(refused, 2, "ran ahead of the trainer", "rollout.workers")
+        process = self.start(*ahead)
+        self.wait_for("step 8", lambda: self.steps() >= 8)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 75, err)
+        self.assertIn("resumed at step", err)
+        harness.temper("run", "config.toml", "--run.name=workers", *ahead, cwd=self.folder, check=0)
+        serials = self.consumed("workers")
+        self.assertEqual(sorted(serials), sorted(set(serials)))
+        self.assertEqual(len(serials), 4 * steps)
+        # Nothing is lost: all but what the last steps left under way is trained on.
+        self.assertEqual(set(range(4 * (steps - 6))) - set(serials), set())
+
+    def test_workers_join_by_hand_and_leave_politely(self):
+        self.config(ARITHMETIC)
+        process = self.start("--rollout.source=hub", "--train.max_steps=5000")
+        hub = self.run_path("workers") / "hub.json"
+        self.wait_for("hub.json", hub.exists)
+        command = [harness.TEMPER, "rollout", "config.toml", "--run.name=workers", "--rollout.source=hub", "--train.max_steps=5000"]
+        first = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
+        self.wait_for("step 2", lambda: self.steps() >= 2)
+        told = json.loads(hub.read_text())
+        second = subprocess.Popen([*command, f"--hub={told['address']}", f"--hub-key={told['public_key']}",
+                                   f"--keys={self.run_path('workers') / 'keys'}"], cwd=self.folder, stderr=subprocess.PIPE, text=True)
+        first.send_signal(signal.SIGTERM)
+        _, err = first.communicate(timeout=30)
+        self.assertEqual(first.returncode, 0, err)
+        self.assertIn("handed back", err)
+        before = self.steps()
+        self.wait_for("a step of the second worker", lambda: self.steps() >= before + 3)
+        other = harness.temper("rollout", "config.toml", "--run.name=workers", "--rollout.source=hub", "--reward.length.target=3", cwd=self.folder)
+        self.assert_error(other, 2, "the worker's configuration is", "the trainer's")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 75, err)
+        second.send_signal(signal.SIGINT)
+        _, err = second.communicate(timeout=30)
+        self.assertEqual(second.returncode, 0, err)
+
+    def test_workers_that_cannot_work_end_the_run(self):
+        self.config(ARITHMETIC)
+        # Its own limit is no business of the hub's, so the worker starts, and fails at the first prompt.
+        result = harness.temper("run", "config.toml", "--rollout.workers=2", "--rollout.kv_cache_memory=1", "--rollout.block_size=65536",
+                                "--train.max_steps=2", cwd=self.folder)
+        self.assert_error(result, 2, "rollout workers ended with exit code 2", "worker_*.log")
+        self.assertIn("rollout.kv_cache_memory", self.log_of(0))
+
+    def test_keys_are_made_once_and_kept(self):
+        harness.temper("keygen", "keys", cwd=self.folder, check=0)
+        self.assertEqual({path.name for path in (self.folder / "keys").iterdir()}, {"hub.key", "worker.key", "allowed_workers"})
+        self.assert_error(harness.temper("keygen", "keys", cwd=self.folder), 3, "hub.key")
+
+    def test_a_configuration_without_workers_has_none(self):
+        self.config(ARITHMETIC)
+        self.assert_error(harness.temper("rollout", "config.toml", cwd=self.folder), 2, "no stage takes rollout workers", "rollout.workers")
+
+
+if __name__ == "__main__":
+    harness.main()
