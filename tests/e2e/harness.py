@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 TEMPER = pathlib.Path(sys.argv[1]).resolve()
@@ -64,6 +65,19 @@ def temper(*arguments, cwd, stdin=None, check=None):
 
 def metrics(run):
     return [json.loads(line) for line in (pathlib.Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def has_saved(run, stage):
+    """Whether a checkpoint of the stage is committed: they are written while training goes on."""
+    return any((pathlib.Path(run) / "checkpoints" / stage).glob("step_*/COMMITTED"))
+
+
+def wait_until(happens, what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not after {seconds} s")
+        time.sleep(0.005)
 
 
 def without_times(records):

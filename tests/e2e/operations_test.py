@@ -140,6 +140,7 @@ class Operations(harness.Case):
         for rank, step in ((1, 6), (0, 70)):
             ranks = self.wait_for_ranks("killed", but=ranks.values())
             self.wait_for_step("killed", step)
+            harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
             os.kill(ranks[rank], signal.SIGKILL)
         _, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
@@ -170,6 +171,7 @@ class Operations(harness.Case):
         process = self.start("whole", "--train.ranks=2", "--checkpoint.resume=never")
         self.wait_until(lambda: (self.folder / "runs" / "whole.old-1").exists(), "the earlier run under another name")
         self.wait_for_step("whole", 5)
+        harness.wait_until(lambda: harness.has_saved(self.run_path("whole"), "grpo"), "a checkpoint")
         os.kill(self.ranks_of("whole")[1], signal.SIGKILL)
         _, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
@@ -180,6 +182,7 @@ class Operations(harness.Case):
     def test_a_requeued_job_waits_for_its_earlier_start_and_another_job_does_not(self):
         first = self.start("one", "--stage.grpo.train.max_steps=2000", SLURM_JOB_ID="7")
         self.wait_for_step("one", 4)
+        harness.wait_until(lambda: harness.has_saved(self.run_path("one"), "grpo"), "a checkpoint")
         other = self.start("one", SLURM_JOB_ID="8")
         _, err = other.communicate(timeout=60)
         self.assertEqual(other.returncode, 2, err)

@@ -94,6 +94,7 @@ class Ranks(harness.Case):
         harness.temper("run", "config.toml", "--run.name=whole", "--train.ranks=2", long, cwd=self.folder, check=0)
         process = self.start("killed", "--train.ranks=2", "--train.max_restarts=0", long)
         self.wait_for_step("killed", "grpo", 3)
+        harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
         ranks = self.ranks_of(process.pid)
         self.assertEqual(sorted(ranks), [0, 1])
         os.kill(ranks[1], signal.SIGKILL)
