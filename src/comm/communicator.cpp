@@ -77,7 +77,7 @@ std::string Communicator::late_text(const CommOperation& operation) const {
   return format(
       "{} is not done after {} s: {}. See that rank's log; a longer train.comm_timeout_s gives slow ranks time.",
       operation.describe(), seconds_of(std::chrono::steady_clock::now() - operation.started),
-      missing.empty() ? "a rank is late or gone" : "not begun by " + missing);
+      missing.empty() ? "a rank is late or gone" : "held up by " + missing);
 }
 
 void Communicator::start_on(Communicator& other, const std::shared_ptr<CommOperation>& operation) {

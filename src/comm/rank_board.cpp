@@ -25,21 +25,28 @@ struct Status {
 
 std::string path_of(const std::string& folder, int rank) { return format("{}/rank_{}.status", folder, rank); }
 
-std::string describe(const Status& status) {
-  std::string text = format("last: \"{}\", operation {}, {} s ago", status.name, status.sequence,
-                            static_cast<int64_t>(seconds_since_epoch() - status.time));
-  if (status.host != host_name().substr(0, sizeof status.host - 1)) return text + format("; on {}", status.host);
+bool is_on_this_host(const Status& status) { return status.host == host_name().substr(0, sizeof status.host - 1); }
+
+// Empty where the process runs, or is another machine's.
+std::string why_halted(const Status& status) {
+  if (!is_on_this_host(status)) return "";
   switch (process_state(status.pid)) {
     case 'T':
     case 't':
-      return text + "; its process is stopped";
+      return "its process is stopped";
     case '?':
     case 'Z':
     case 'X':
-      return text + "; its process is gone";
+      return "its process is gone";
     default:
-      return text;
+      return "";
   }
+}
+
+std::string describe(const Status& status) {
+  const std::string where = is_on_this_host(status) ? why_halted(status) : format("on {}", status.host);
+  return format("last: \"{}\", operation {}, {} s ago{}{}", status.name, status.sequence,
+                static_cast<int64_t>(seconds_since_epoch() - status.time), where.empty() ? "" : "; ", where);
 }
 
 }  // namespace
@@ -86,7 +93,7 @@ std::string RankBoard::describe_missing(int64_t sequence) const {
     const int file = open(path_of(folder_, r).c_str(), O_RDONLY | O_CLOEXEC);
     const bool read_it = file >= 0 && pread(file, &status, sizeof status, 0) == static_cast<ssize_t>(sizeof status);
     if (file >= 0) close(file);
-    if (read_it && status.sequence >= sequence) continue;
+    if (read_it && status.sequence >= sequence && why_halted(status).empty()) continue;
     if (!text.empty()) text += ", ";
     text += format("rank {} ({})", r, read_it ? describe(status) : "which has begun nothing yet");
   }
@@ -112,7 +119,7 @@ void RankBoard::watch() {
     const std::string missing = describe_missing(oldest->sequence);
     log_warning("{} has been under way for {} s; {}", oldest->describe(),
                 std::chrono::duration_cast<std::chrono::seconds>(waited).count(),
-                missing.empty() ? "all ranks have begun it" : "not begun by " + missing);
+                missing.empty() ? "all ranks have begun it" : "held up by " + missing);
     lock.lock();
   }
 }

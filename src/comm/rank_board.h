@@ -24,8 +24,9 @@ class RankBoard {
 
   void begun(const std::shared_ptr<CommOperation>& operation);
 
-  // The ranks that have not begun this operation, with what each did last and whether its process still runs: "rank 1
-  // (last: "metrics", operation 11, 75 s ago; its process is stopped)". Empty: all have.
+  // The ranks that have not begun this operation, or began it and do not run any more, with what each did last and
+  // whether its process still runs: "rank 1 (last: "metrics", operation 11, 75 s ago; its process is stopped)". Empty:
+  // all have, and run.
   std::string describe_missing(int64_t sequence) const;
 
  private:

@@ -60,6 +60,7 @@ TEST_F(RankBoardTest, SaysWhetherAProcessIsStoppedOrGone) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, WUNTRACED), child);
   EXPECT_THAT(board.describe_missing(7), AllOf(HasSubstr("rank 1"), HasSubstr("its process is stopped")));
+  EXPECT_THAT(board.describe_missing(6), HasSubstr("its process is stopped"));  // it has begun that one
   kill(child, SIGKILL);
   waitpid(child, &status, 0);
   EXPECT_THAT(board.describe_missing(7), HasSubstr("its process is gone"));
@@ -75,7 +76,7 @@ TEST_F(RankBoardTest, TheFirstRankReportsWhatTakesLong) {
     late->finish();
   }
   const std::string said = ::testing::internal::GetCapturedStderr();
-  EXPECT_THAT(said, AllOf(HasSubstr("\"groups\" (operation 3"), HasSubstr("not begun by rank 1")));
+  EXPECT_THAT(said, AllOf(HasSubstr("\"groups\" (operation 3"), HasSubstr("held up by rank 1")));
   EXPECT_EQ(said.find("\"groups\""), said.rfind("\"groups\""));  // once
 }
 

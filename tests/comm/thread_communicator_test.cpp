@@ -54,9 +54,9 @@ TEST(ThreadCommunicator, NamesTheRankThatIsLate) {
     if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2500));
     comm.barrier("step 7");
   });
-  EXPECT_THAT(errors[0], AllOf(HasSubstr("barrier \"step 7\""), HasSubstr("not begun by rank 1")));
+  EXPECT_THAT(errors[0], AllOf(HasSubstr("barrier \"step 7\""), HasSubstr("held up by rank 1")));
   EXPECT_THAT(errors[1], HasSubstr("step 7"));  // it comes to an aborted world
-  EXPECT_THAT(errors[2], HasSubstr("not begun by rank 1"));
+  EXPECT_THAT(errors[2], HasSubstr("held up by rank 1"));
 }
 
 TEST(ThreadCommunicator, NamesTheRankThatIsGone) {

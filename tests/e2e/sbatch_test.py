@@ -25,10 +25,16 @@ exit "$code"
 """
 
 
+SCONTROL = """#!/bin/bash
+[ "$1" = show ] && { printf 'n1\\nn2\\n'; exit; }
+echo "scontrol $*" >> calls
+"""
+
+
 class Sbatch(harness.Case):
     def setUp(self):
         super().setUp()
-        for name, text in (("srun", SRUN), ("scontrol", '#!/bin/bash\necho "scontrol $*" >> calls\n'), ("temper", "#!/bin/bash\n")):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("temper", "#!/bin/bash\n")):
             self.config(text, name)
             (self.folder / name).chmod(0o755)
         self.config("", "config.toml")
@@ -55,6 +61,18 @@ class Sbatch(harness.Case):
         self.assertIn("finished", out)
         self.assertEqual(len(self.calls("--mpi=pmix")), 1)
         self.assertIn("temper train config.toml --run.name=a", self.calls("--mpi=pmix")[0])
+
+    def test_workers_get_nodes_and_a_step_of_their_own(self):
+        self.assertIn("TEMPER_WORKER_NODES=2 of 2 nodes: the ranks need one at least", self.refused(TEMPER_WORKER_NODES="2"))
+        code, out = self.run_job(codes=(0, 0), TEMPER_WORKER_NODES="1", TEMPER_WORKERS_PER_NODE="3")
+        self.assertEqual(code, 0, out)
+        ranks = self.calls("--mpi=pmix")
+        self.assertEqual(len(ranks), 1)
+        self.assertIn("--nodes=1 --nodelist=n1 --ntasks=1 ", ranks[0])
+        self.assertRegex(ranks[0], r"temper train config.toml --run.name=a --async.bind=\d+\.\d+\.\d+\.\d+$")
+        workers = [line for line in self.calls("srun") if "--nodelist=n2" in line]
+        self.assertEqual(len(workers), 1)
+        self.assertIn("--no-kill --kill-on-bad-exit=0 --nodes=1 --nodelist=n2 --ntasks=3 --ntasks-per-node=3 bash -c", workers[0])
 
     def test_what_cannot_run_is_said_before_anything_starts(self):
         self.assertIn("1 tasks on 2 nodes leave some idle: give --ntasks-per-node", self.refused(SLURM_NTASKS="1"))
