@@ -118,6 +118,17 @@ class Slurm(harness.Case):
         steps = [record["step"] for record in harness.metrics(self.folder / "runs" / "job") if record["stage"] == "grpo" and "loss" in record]
         self.assertEqual(steps, list(range(1, 151)))
 
+    def test_workers_beside_the_ranks_and_as_jobs_of_their_own(self):
+        arguments = ("config.toml", "--run.name=job", "--run.deterministic=false", "--rollout.source=hub", "--async.max_staleness=1")
+        job = self.submit("--nodes=2", "--ntasks-per-node=1", "--export=ALL,TEMPER_WORKER_NODES=1", arguments=arguments)
+        more = self.submit("--nodes=1", "--ntasks-per-node=1", script="rollout.sbatch", arguments=arguments)
+        self.assertEqual(self.wait_for_end(job)["JobState"], "COMPLETED", self.log(job))
+        self.assertEqual(self.wait_for_end(more)["JobState"], "COMPLETED", self.log(more))
+        self.assertRegex(self.log(job), r"rollout worker n\d/0: stage grpo")
+        self.assertIn(f"rollout worker {more}/0: stage grpo", self.log(more))
+        steps = [record["step"] for record in harness.metrics(self.folder / "runs" / "job") if record["stage"] == "grpo" and "loss" in record]
+        self.assertEqual(steps, list(range(1, 151)))
+
     def test_a_pipeline_of_jobs_hands_the_model_on(self):
         self.config(GRPO.split("[[stage]]")[0].replace('name = "tiny"', 'name = "first"') + "[algo]\npreset = \"sft\"\n[train]\nnum_prompts_per_step = 16\nmax_steps = 20\n"
                     "[optim]\nlearning_rate = 3e-3\n", "first.toml")
