@@ -13,7 +13,7 @@
 
 namespace temper {
 
-// command: for /bin/sh; its standard error is passed on. ConfigError where it is empty or num_processes is below 1.
+// command: for /bin/sh; its standard error is passed on. ConfigError where it is empty.
 std::unique_ptr<Reward> make_command_reward(const std::string& command, int64_t num_processes);
 
 }  // namespace temper

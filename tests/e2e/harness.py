@@ -73,11 +73,30 @@ def has_saved(run, stage):
 
 
 def wait_until(happens, what, seconds=120):
+    """What happens() returns once it is true."""
     deadline = time.monotonic() + seconds
-    while not happens():
+    while not (found := happens()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not after {seconds} s")
-        time.sleep(0.005)
+        time.sleep(0.01)
+    return found
+
+
+def ranks_of(folder, name):
+    """{rank: pid} of the trainer processes of the run of this name that was started in this folder."""
+    found = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            variables = dict(item.split(b"=", 1) for item in (entry / "environ").read_bytes().split(b"\0") if b"=" in item)
+            here = (entry / "cwd").resolve() == folder.resolve()
+        except (OSError, ValueError):
+            continue
+        if here and len(command) > 1 and command[1] == b"train" and f"--run.name={name}".encode() in command:
+            found[int(variables[b"OMPI_COMM_WORLD_RANK"])] = int(entry.name)
+    return found
 
 
 def without_times(records):

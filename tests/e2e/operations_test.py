@@ -1,12 +1,10 @@
 """A run as its operator sees it: status, metrics over HTTP, ranks that die and are started again."""
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 
 import harness
@@ -40,41 +38,16 @@ class Operations(harness.Case):
     def status(self, name):
         return json.loads(harness.temper("status", f"runs/{name}", "--json", cwd=self.folder, check=0).out)
 
-    def wait_until(self, condition, what):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            found = condition()
-            if found:
-                return found
-            time.sleep(0.02)
-        self.fail(f"{what} did not come")
-
     def wait_for_step(self, name, step):
         path = self.run_path(name) / "metrics.jsonl"
-        self.wait_until(lambda: path.exists() and f'"stage": "grpo", "step": {step},' in path.read_text(), f"step {step} of {name}")
+        harness.wait_until(lambda: path.exists() and f'"stage": "grpo", "step": {step},' in path.read_text(), f"step {step} of {name}")
 
     def wait_for_ranks(self, name, but=()):
         """{rank: pid} of two ranks that are none of these."""
         def both():
-            ranks = self.ranks_of(name)
+            ranks = harness.ranks_of(self.folder, name)
             return len(ranks) == 2 and not set(ranks.values()) & set(but) and ranks
-        return self.wait_until(both, f"the ranks of {name}")
-
-    def ranks_of(self, name):
-        """{rank: pid} of the trainer processes of this run."""
-        found = {}
-        for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                variables = dict(item.split(b"=", 1) for item in (entry / "environ").read_bytes().split(b"\0") if b"=" in item)
-                here = (entry / "cwd").resolve() == self.folder.resolve()
-            except (OSError, ValueError):
-                continue
-            if here and len(command) > 1 and command[1] == b"train" and f"--run.name={name}".encode() in command:
-                found[int(variables[b"OMPI_COMM_WORLD_RANK"])] = int(entry.name)
-        return found
+        return harness.wait_until(both, f"the ranks of {name}")
 
     def assert_same_run(self, one, other):
         self.assertEqual(harness.without_times(harness.metrics(self.run_path(one))), harness.without_times(harness.metrics(self.run_path(other))))
@@ -169,10 +142,10 @@ class Operations(harness.Case):
     def test_a_fresh_start_is_fresh_only_once(self):
         harness.temper("run", "config.toml", "--run.name=whole", "--train.ranks=2", cwd=self.folder, check=0)
         process = self.start("whole", "--train.ranks=2", "--checkpoint.resume=never")
-        self.wait_until(lambda: (self.folder / "runs" / "whole.old-1").exists(), "the earlier run under another name")
+        harness.wait_until(lambda: (self.folder / "runs" / "whole.old-1").exists(), "the earlier run under another name")
         self.wait_for_step("whole", 5)
         harness.wait_until(lambda: harness.has_saved(self.run_path("whole"), "grpo"), "a checkpoint")
-        os.kill(self.ranks_of("whole")[1], signal.SIGKILL)
+        os.kill(harness.ranks_of(self.folder, "whole")[1], signal.SIGKILL)
         _, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
         self.assertIn("resumed at step", err)

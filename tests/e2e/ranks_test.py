@@ -95,7 +95,7 @@ class Ranks(harness.Case):
         process = self.start("killed", "--train.ranks=2", "--train.max_restarts=0", long)
         self.wait_for_step("killed", "grpo", 3)
         harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
-        ranks = self.ranks_of(process.pid)
+        ranks = harness.ranks_of(self.folder, "killed")
         self.assertEqual(sorted(ranks), [0, 1])
         os.kill(ranks[1], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
@@ -108,25 +108,10 @@ class Ranks(harness.Case):
         self.assertEqual(harness.tensors(self.run_path("whole") / "model" / "model.safetensors"),
                          harness.tensors(self.run_path("killed") / "model" / "model.safetensors"))
 
-    def ranks_of(self, launcher):
-        """{rank: pid} of the trainer processes that this run started."""
-        found = {}
-        for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                variables = dict(item.split(b"=", 1) for item in (entry / "environ").read_bytes().split(b"\0") if b"=" in item)
-            except (OSError, ValueError):
-                continue
-            if len(command) > 1 and command[1] == b"train" and (entry / "cwd").resolve() == self.folder.resolve():
-                found[int(variables[b"OMPI_COMM_WORLD_RANK"])] = int(entry.name)
-        return found
-
     def test_a_stopped_rank_is_named(self):
         process = self.start("late", "--train.ranks=2", "--train.max_restarts=0", "--train.comm_timeout_s=6", "--stage.grpo.train.max_steps=1000")
         self.wait_for_step("late", "grpo", 2)
-        pid = self.ranks_of(process.pid)[1]
+        pid = harness.ranks_of(self.folder, "late")[1]
         os.kill(pid, signal.SIGSTOP)
         _, err = process.communicate(timeout=90)
         self.assertEqual(process.returncode, 4, err)

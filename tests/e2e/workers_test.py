@@ -61,12 +61,6 @@ class Workers(harness.Case):
         path = self.run_path(name) / "metrics.jsonl"
         return len(path.read_text().splitlines()) - 1 if path.exists() else -1
 
-    def wait_for(self, what, happens, seconds=120):
-        deadline = time.monotonic() + seconds
-        while not happens():
-            self.assertLess(time.monotonic(), deadline, f"{what} did not happen")
-            time.sleep(0.02)
-
     def workers_of(self, parent):
         """Process ids of the rollout workers that this process started."""
         found = []
@@ -119,7 +113,7 @@ class Workers(harness.Case):
         process = self.start("--rollout.workers=2", "--async.max_staleness=1", f"--train.max_steps={steps}")
         chance = random.Random(3)
         stopped, faults = [], 0
-        self.wait_for("the first step", lambda: self.steps() >= 1)
+        harness.wait_until(lambda: self.steps() >= 1, "the first step")
         while process.poll() is None and self.steps() < steps - 2:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
@@ -163,13 +157,13 @@ class Workers(harness.Case):
         steps = 40
         ahead = ["--rollout.workers=1", "--async.max_staleness=2", f"--train.max_steps={steps}", "--checkpoint.local_every_steps=2"]
         process = self.start(*ahead)
-        self.wait_for("step 5", lambda: self.steps() >= 5)
+        harness.wait_until(lambda: self.steps() >= 5, "step 5")
         process.kill()
         process.communicate()
         refused = harness.temper("run", "config.toml", "--run.name=workers", cwd=self.folder)
         self.assert_error(refused, 2, "ran ahead of the trainer", "rollout.workers")
         process = self.start(*ahead)
-        self.wait_for("step 8", lambda: self.steps() >= 8)
+        harness.wait_until(lambda: self.steps() >= 8, "step 8")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 75, err)
@@ -185,10 +179,10 @@ class Workers(harness.Case):
         self.config(ARITHMETIC)
         process = self.start("--rollout.source=hub", "--train.max_steps=5000")
         hub = self.run_path("workers") / "hub.json"
-        self.wait_for("hub.json", hub.exists)
+        harness.wait_until(hub.exists, "hub.json")
         command = [harness.TEMPER, "rollout", "config.toml", "--run.name=workers", "--rollout.source=hub", "--train.max_steps=5000"]
         first = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
-        self.wait_for("step 2", lambda: self.steps() >= 2)
+        harness.wait_until(lambda: self.steps() >= 2, "step 2")
         told = json.loads(hub.read_text())
         second = subprocess.Popen([*command, f"--hub={told['address']}", f"--hub-key={told['public_key']}",
                                    f"--keys={self.run_path('workers') / 'keys'}"], cwd=self.folder, stderr=subprocess.PIPE, text=True)
@@ -197,7 +191,7 @@ class Workers(harness.Case):
         self.assertEqual(first.returncode, 0, err)
         self.assertIn("handed back", err)
         before = self.steps()
-        self.wait_for("a step of the second worker", lambda: self.steps() >= before + 3)
+        harness.wait_until(lambda: self.steps() >= before + 3, "a step of the second worker")
         other = harness.temper("rollout", "config.toml", "--run.name=workers", "--rollout.source=hub", "--reward.length.target=3", cwd=self.folder)
         self.assert_error(other, 2, "the worker's configuration is", "the trainer's")
         process.send_signal(signal.SIGTERM)
