@@ -1,6 +1,8 @@
 """Runs the program in a temporary folder and reads what it left. Used by the *_test.py files beside it."""
 import json
+import os
 import pathlib
+import signal
 import struct
 import subprocess
 import sys
@@ -99,6 +101,53 @@ def ranks_of(folder, name):
     return found
 
 
+def send(pid, signum):
+    """Whether there was such a process to take the signal."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def signal_rank(process, folder, name, rank, signum=signal.SIGKILL):
+    """Sends a signal to this rank of the run that `process` launched and returns the rank's process id. A world that ends between the look and the
+    signal has a successor, which is meant then; a run that is over is an error: the test was too slow for its steps."""
+    def hit():
+        if process.poll() is not None:
+            raise AssertionError(f"{name} ended with {process.returncode} before rank {rank} had its signal\n{process.stderr.read()[-3000:]}")
+        pid = ranks_of(folder, name).get(rank)
+        return pid if pid and send(pid, signum) else None
+    return wait_until(hit, f"rank {rank} of {name}")
+
+
+def end_all_in(folder):
+    """Kills whatever works in this folder or below, and what that starts meanwhile: ranks and workers outlive a launcher that was killed for a moment."""
+    inside = os.fspath(pathlib.Path(folder).resolve())
+
+    def is_inside(entry):
+        try:
+            place = os.readlink(entry / "cwd")
+        except OSError:  # gone, or a zombie
+            return False
+        return place == inside or place.startswith(inside + "/")
+
+    def none_left():
+        left = [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and is_inside(entry)]
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        return not left
+    wait_until(none_left, f"the end of what works in {folder}")
+
+
+def temporary_folder(add_cleanup):
+    """A folder that is removed at the end, after everything that works in it: a run that still writes would put files back."""
+    folder = tempfile.TemporaryDirectory()
+    add_cleanup(folder.cleanup)
+    add_cleanup(end_all_in, folder.name)
+    return pathlib.Path(folder.name)
+
+
 def without_times(records):
     """What must repeat bit for bit: all but clocks and what depends on them."""
     volatile = ("time", "timing_s/", "perf/", "checkpoint/")
@@ -119,9 +168,7 @@ def tensors(path):
 
 class Case(unittest.TestCase):
     def setUp(self):
-        self._folder = tempfile.TemporaryDirectory()
-        self.folder = pathlib.Path(self._folder.name)
-        self.addCleanup(self._folder.cleanup)
+        self.folder = temporary_folder(self.addCleanup)
 
     def config(self, text, name="config.toml"):
         (self.folder / name).write_text(text)

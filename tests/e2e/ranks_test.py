@@ -90,14 +90,13 @@ class Ranks(harness.Case):
         self.assertEqual((self.run_path("a") / "completions.jsonl").read_text(), (self.run_path("b") / "completions.jsonl").read_text())
 
     def test_a_killed_rank_is_named_and_the_run_goes_on(self):
-        long = "--stage.grpo.train.max_steps=60"
+        long = "--stage.grpo.train.max_steps=100"
         harness.temper("run", "config.toml", "--run.name=whole", "--train.ranks=2", long, cwd=self.folder, check=0)
         process = self.start("killed", "--train.ranks=2", "--train.max_restarts=0", long)
         self.wait_for_step("killed", "grpo", 3)
         harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
-        ranks = harness.ranks_of(self.folder, "killed")
-        self.assertEqual(sorted(ranks), [0, 1])
-        os.kill(ranks[1], signal.SIGKILL)
+        self.assertEqual(sorted(harness.ranks_of(self.folder, "killed")), [0, 1])
+        harness.signal_rank(process, self.folder, "killed", 1)
         _, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 4, err)
         self.assertIn("rank 1 was killed", err)
@@ -111,8 +110,7 @@ class Ranks(harness.Case):
     def test_a_stopped_rank_is_named(self):
         process = self.start("late", "--train.ranks=2", "--train.max_restarts=0", "--train.comm_timeout_s=6", "--stage.grpo.train.max_steps=1000")
         self.wait_for_step("late", "grpo", 2)
-        pid = harness.ranks_of(self.folder, "late")[1]
-        os.kill(pid, signal.SIGSTOP)
+        pid = harness.signal_rank(process, self.folder, "late", 1, signal.SIGSTOP)
         _, err = process.communicate(timeout=90)
         self.assertEqual(process.returncode, 4, err)
         self.assertIn("rank 1 (last:", err)

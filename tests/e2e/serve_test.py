@@ -96,8 +96,7 @@ class Server:
 class Serve(harness.Case):
     @classmethod
     def setUpClass(cls):
-        cls.root = tempfile.TemporaryDirectory()
-        folder = pathlib.Path(cls.root.name)
+        folder = harness.temporary_folder(cls.addClassCleanup)
         (folder / "config.toml").write_text(TRAIN)
         harness.temper("run", "config.toml", cwd=folder, check=0)
         cls.model = folder / "runs" / "tiny" / "model"
@@ -107,7 +106,6 @@ class Serve(harness.Case):
     @classmethod
     def tearDownClass(cls):
         code = cls.server.stop()
-        cls.root.cleanup()
         assert code == 0, code
 
     def ok(self, answer):

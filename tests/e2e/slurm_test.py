@@ -36,6 +36,7 @@ class Slurm(harness.Case):
         command("scancel", "--user", str(os.geteuid()), check=False)
         for node in ("n1", "n2", "n3", "n4"):
             command(SCRIPTS / "mini_cluster.sh", "start", node)
+        harness.wait_until(lambda: not command("squeue", "--noheader", "--me"), "the end of all jobs")
         command(SCRIPTS / "mini_cluster.sh", "up")
 
     def submit(self, *options, script="train.sbatch", arguments=("config.toml",)):

@@ -4,7 +4,6 @@ import json
 import pathlib
 import signal
 import subprocess
-import tempfile
 import time
 
 import harness
@@ -70,9 +69,7 @@ class Pipeline(harness.Case):
 
     @classmethod
     def setUpClass(cls):
-        cls._run_folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(cls._run_folder.cleanup)
-        folder = pathlib.Path(cls._run_folder.name)
+        folder = harness.temporary_folder(cls.addClassCleanup)
         (folder / "config.toml").write_text(SMALL + SFT + REWARD_MODEL + PPO + REST)
         cls.err = harness.temper("run", "config.toml", cwd=folder, check=0).err
         cls.run_path = folder / "runs" / "tiny"

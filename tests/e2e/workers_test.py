@@ -1,6 +1,5 @@
 """Rollout workers as processes of their own: the one-process run's results, faults of every kind, other workers refused."""
 import json
-import os
 import pathlib
 import random
 import signal
@@ -116,24 +115,18 @@ class Workers(harness.Case):
         harness.wait_until(lambda: self.steps() >= 1, "the first step")
         while process.poll() is None and self.steps() < steps - 2:
             for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+                harness.send(pid, signal.SIGCONT)
             stopped = []
             found = self.workers_of(process.pid)
             if found:
                 victim, what = chance.choice(found), chance.choice([signal.SIGKILL, signal.SIGSTOP])
-                try:
-                    os.kill(victim, what)
-                    faults += 1
-                    if what == signal.SIGSTOP:
-                        stopped.append(victim)
-                except ProcessLookupError:
-                    pass
+                hit = harness.send(victim, what)
+                faults += hit
+                if hit and what == signal.SIGSTOP:
+                    stopped.append(victim)
             time.sleep(chance.uniform(0.05, 0.4))
         for pid in stopped:
-            try:
-                os.kill(pid, signal.SIGCONT)
-            except ProcessLookupError:
-                pass
+            harness.send(pid, signal.SIGCONT)
         _, err = process.communicate(timeout=180)
         self.assertEqual(process.returncode, 0, err)
         self.assertGreaterEqual(faults, 5)
