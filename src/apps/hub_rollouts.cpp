@@ -156,6 +156,31 @@ void HubRollouts::add_metrics(MetricRecord& record) {
   record.set("training/groups_dropped_stale", static_cast<double>(dropped - std::exchange(num_dropped_, dropped)));
 }
 
+RunStatus::Hub HubRollouts::figures() {
+  constexpr double kWindow_s = 60;
+  const HubCounters counters = service_->counters();
+  RunStatus::Hub hub;
+  hub.address = service_->address();
+  hub.epoch = epoch_;
+  hub.version = service_->version();
+  hub.num_groups = counters.num_accepted;
+  hub.num_dropped_stale = counters.num_dropped_stale;
+  hub.num_failed = counters.num_failed;
+  for (const WorkerFigures& worker : service_->workers()) {
+    ++hub.num_workers;
+    hub.num_leases += worker.num_leases;
+    if (worker.num_leases == 0) ++hub.num_idle;
+    if (hub.workers.size() < RunStatus::kListedWorkers)
+      hub.workers.push_back({worker.name, worker.version, worker.num_leases, worker.silent_s});
+  }
+  const double now = watch_.seconds();
+  groups_.emplace_back(now, hub.num_groups);
+  while (groups_.size() > 2 && groups_[1].first < now - kWindow_s) groups_.pop_front();
+  const auto& [since, groups] = groups_.front();
+  if (now > since) hub.groups_per_s = static_cast<double>(hub.num_groups - groups) / (now - since);
+  return hub;
+}
+
 void HubRollouts::complete(TrainCounters& counters) {
   counters.next_serial = feed_->cursor();
   counters.unended = feed_->unended();

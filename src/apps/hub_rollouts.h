@@ -2,15 +2,18 @@
 // ranks, the feed of prompts; wired to the policy, which publishes to them, and to the stage, which takes groups. Made
 // by every rank once the stage's state is loaded; the train loop's thread.
 #pragma once
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/weight_server.h"
 #include "config/config.h"
 #include "core/metric_record.h"
 #include "data/tokenizer.h"
+#include "observe/run_status.h"
 #include "trainer/hub_source.h"
 #include "trainer/prompt_feed.h"
 #include "trainer/train_loop.h"
@@ -36,6 +39,8 @@ class HubRollouts {
   std::vector<RolloutGroup> take(int64_t count) { return feed_->take(count); }
   // timing_s/wait_for_groups, async/…, training/groups_dropped_stale of the step that was taken.
   void add_metrics(MetricRecord& record);
+  // For status.json; any thread, on the first rank.
+  RunStatus::Hub figures();
   // What a checkpoint keeps: the prompts asked for and not ended.
   void complete(TrainCounters& counters);
   void saved();  // what complete() last gave is on the disk
@@ -54,9 +59,11 @@ class HubRollouts {
   std::unique_ptr<HubSource> source_;
   std::unique_ptr<PromptFeed> feed_;
   int64_t epoch_ = 0;
-  PolicyVersion version_;    // that workers know of
-  TrainCounters kept_;       // by the last checkpoint that was begun
-  int64_t num_dropped_ = 0;  // in the records so far
+  PolicyVersion version_;                          // that workers know of
+  TrainCounters kept_;                             // by the last checkpoint that was begun
+  int64_t num_dropped_ = 0;                        // in the records so far
+  std::deque<std::pair<double, int64_t>> groups_;  // figures(): seconds, groups taken in by then; of the last minute
+  Stopwatch watch_;
 };
 
 }  // namespace temper

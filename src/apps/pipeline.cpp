@@ -189,7 +189,7 @@ ExitCode run_pipeline(const Config& config, const PipelineOptions& options, cons
              run.model());
     return ExitCode::kDone;
   }
-  run.begin(options.continue_command, ranks.size());
+  run.begin(options.continue_command, ranks.size(), options.terminal_columns);
   try {
     const ExitCode code = run_stages(config, options, ranks, run);
     run.end(code == ExitCode::kDone ? RunPhase::kFinished : RunPhase::kStopped, static_cast<int>(code));

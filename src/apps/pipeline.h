@@ -16,6 +16,7 @@ std::string continuing(std::string typed_command, const Config& config);
 struct PipelineOptions {
   std::string continue_command;               // what to type to go on after a stop
   std::vector<std::string> worker_arguments;  // of `temper rollout`; not empty: rollout.workers are started
+  int terminal_columns = 0;                   // see RunDirectory::begin
 };
 
 // Every rank calls this.

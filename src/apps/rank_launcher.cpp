@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include "core/files.h"
 #include "core/interrupt.h"
 #include "core/log.h"
+#include "core/log_context.h"
 #include "observe/run_status.h"
 
 namespace temper {
@@ -27,13 +29,24 @@ namespace {
 
 constexpr int kNotFound = 127;
 
+// Of the terminal that the ranks' standard error ends on; 0: it is none.
+int terminal_columns() {
+  constexpr int kUsual = 80;
+  if (isatty(STDERR_FILENO) != 1) return 0;
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : kUsual;
+}
+
 std::vector<std::string> mpirun_command(int64_t num_ranks, const std::vector<std::string>& arguments) {
   std::vector<std::string> command = {"mpirun",  "-n",   std::to_string(num_ranks), "--bind-to", "none",
                                       "--stdin", "none", "--oversubscribe"};
+  // Ranks that lost one wait in an operation that cannot end: no second in which they might end by themselves.
+  command.insert(command.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
   if (geteuid() == 0) command.emplace_back("--allow-run-as-root");
   command.push_back(std::filesystem::read_symlink("/proc/self/exe"));
   command.emplace_back("train");
   command.emplace_back("--with-workers");
+  command.push_back(format("--terminal-columns={}", terminal_columns()));
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }
@@ -113,6 +126,7 @@ Ended start_and_watch(int64_t num_ranks, const std::vector<std::string>& argumen
   Ended ended;
   relay_errors(ends[0], child, &ended);
   close(ends[0]);
+  if (terminal_columns() > 0) std::cerr << "\r\x1b[K" << std::flush;  // the bar of a rank that is gone
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
@@ -144,6 +158,12 @@ bool next_start_resumes(const Config& config, double began) {
   return status && (config.checkpoint.resume == "never" || status->saved_stage >= 0);
 }
 
+// Whether that start got further than where it began, so that what ended it is no cause that comes at once again.
+bool made_progress(const Config& config, double began) {
+  const std::optional<RunStatus> status = status_since(config, began);
+  return status && status->progress >= began;
+}
+
 // A pause that grows, against a cause that needs time to pass; then until the last of the ranks has let go of the run
 // directory. False: a stop was requested meanwhile.
 bool wait_before_restart(const Config& config, double pause_s) {
@@ -160,22 +180,26 @@ bool wait_before_restart(const Config& config, double pause_s) {
 // logs/launcher.log keeps the restarts, once there is such a folder.
 void keep_log(const Config& config) {
   const std::string logs = config.run_dir() + "/logs";
-  if (file_exists(logs)) set_log_file(logs + "/launcher.log");
+  if (!file_exists(logs)) return;
+  set_log_file(logs + "/launcher.log");
+  set_log_context("launcher");
 }
 
 }  // namespace
 
 int run_ranks(const Config& config, std::vector<std::string> arguments) {
-  constexpr double kFirstPause = 1, kLongestPause = 60;  // seconds
+  constexpr double kFirstPause = 1, kLongestPause = 60;  // seconds; none after a start that made progress
   install_stop_handlers();
   bool resumes = config.checkpoint.resume == "auto";
-  double pause_s = kFirstPause;
+  double next_pause_s = kFirstPause;
   for (int64_t restart = 0;; ++restart) {
     const double began = seconds_since_epoch();
     const Ended ended = start_and_watch(config.train.ranks, arguments);
     const std::string lost = what_was_lost(ended);
     if (lost.empty()) return ended.code;
     keep_log(config);
+    const double pause_s = made_progress(config, began) ? 0 : next_pause_s;
+    next_pause_s = pause_s > 0 ? std::min(2 * pause_s, kLongestPause) : kFirstPause;
     bool again = restart < config.train.max_restarts && !stop_requested();
     if (again) {
       log_warning("{}; restart {} of {} (train.max_restarts) in {} s, from the newest checkpoint", lost, restart + 1,
@@ -192,7 +216,6 @@ int run_ranks(const Config& config, std::vector<std::string> arguments) {
       resumes = true;
       arguments.push_back("--checkpoint.resume=auto");
     }
-    pause_s = std::min(2 * pause_s, kLongestPause);
   }
 }
 

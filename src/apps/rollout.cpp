@@ -21,6 +21,7 @@
 #include "core/files.h"
 #include "core/interrupt.h"
 #include "core/log.h"
+#include "core/log_context.h"
 #include "core/process.h"
 #include "model/device.h"
 #include "rollout/rollout_loop.h"
@@ -147,11 +148,30 @@ RolloutLoopOptions loop_options(const StageWorker& worker, const HubFile& hub, c
   return options;
 }
 
+std::string worker_name(const CommandLine& line) {
+  return line.given("name") ? line.text("name") : format("{}/{}", host_name(), static_cast<int64_t>(::getpid()));
+}
+
+// With the other processes' logs, where this machine sees the run directory.
+void keep_log(const CommandLine& line, const Config& config) {
+  const std::string name = worker_name(line);
+  set_log_context(format("worker={}", name));
+  if (line.given("log-file")) {
+    set_log_file(line.text("log-file"));
+    set_terminal_log_level(LogLevel::kOff);
+    return;
+  }
+  const std::string logs = config.run_dir() + "/logs";
+  if (!file_exists(logs)) return;
+  std::string file = name;
+  std::replace(file.begin(), file.end(), '/', '_');
+  set_log_file(format("{}/worker_{}.log", logs, file));
+}
+
 // Works for one hub after the other until none is to be expected.
 int work(const Config& config, const CommandLine& line) {
   const HubFinder finder(line, config);
-  const std::string name =
-      line.given("name") ? line.text("name") : format("{}/{}", host_name(), static_cast<int64_t>(::getpid()));
+  const std::string name = worker_name(line);
   const std::string keys = line.given("keys") ? line.text("keys") : key_folder(config.stages.front(), config.run_dir());
   std::optional<StageWorker> worker;
   int64_t epoch = 0;
@@ -195,12 +215,15 @@ int run_rollout(int argc, char** argv) {
   line.add_option("keys", "DIR", "folder with worker.key (default: async.keys, or keys in the run directory)");
   line.add_option("stage", "NAME", "the stage to work for, where --hub is an address and several stages take workers");
   line.add_option("name", "NAME", "of this worker, the same when it is started again (default: HOST/PID)");
+  line.add_option("log-file", "FILE",
+                  "where its log lines go, instead of to standard error and logs/worker_NAME.log of the run directory");
   line.add_config_overrides();
   if (!line.parse(argc, argv)) return 0;
   const Config config = load_config(line.text("CONFIG"), line.overrides());
   if (std::none_of(config.stages.begin(), config.stages.end(), serves_hub))
     throw ConfigError("{}: no stage takes rollout workers. Set rollout.source = \"hub\", or rollout.workers.",
                       line.text("CONFIG"));
+  keep_log(line, config);
   install_stop_handlers();
   set_deterministic(config.run.deterministic);
   return work(config, line);

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/interrupt.h"
 #include "core/log.h"
+#include "core/log_context.h"
 #include "core/process.h"
 
 namespace temper {
@@ -57,7 +58,8 @@ void locate_models(const Config& config, StageConfig& stage) {
 }
 
 RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
-    : config_(config), leads_(ranks.leads()), path_(config.run_dir()) {
+    : config_(config), leads_(ranks.leads()), rank_(ranks.rank()), path_(config.run_dir()) {
+  set_log_context(format("rank={}", rank_));
   ranks.lead([this] { claim(); });
   set_log_file(leads_ ? path_ + "/logs/run.log" : format("{}/logs/rank_{}.log", path_, ranks.rank()));
 }
@@ -69,8 +71,13 @@ void RunDirectory::claim() {
   lock_ = std::make_unique<FileLock>(path_ + "/lock");
 }
 
-void RunDirectory::begin(const std::string& command, int num_ranks) {
+void RunDirectory::begin(const std::string& command, int num_ranks, int terminal_columns) {
   if (!leads_) return;
+  progress_options_.num_ranks = num_ranks;
+  if (terminal_columns > 0) {
+    progress_options_.terminal = 1;
+    progress_options_.width = terminal_columns;
+  }
   RunStatus status;
   status.run = config_.run.name;
   status.num_ranks = num_ranks;
@@ -94,14 +101,19 @@ void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step
   if (config_.log.tensorboard)
     tensorboard_ =
         std::make_unique<TensorBoardWriter>(path_ + "/tb", resumed ? std::optional(next_global_step) : std::nullopt);
-  progress_ = std::make_unique<Progress>();
+  progress_ = std::make_unique<Progress>(progress_options_);
   if (!config_.log.prometheus.empty()) {
     prometheus_ = std::make_unique<PrometheusEndpoint>(config_.log.prometheus, config_.run.name);
     log_info("metrics for Prometheus: http://{}/metrics", prometheus_->address());
   }
 }
 
+void RunDirectory::note_progress(const std::string& stage, int64_t step) const {
+  set_log_context(format("rank={} stage={} step={}", rank_, stage, step));
+}
+
 void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
+  note_progress(stage.name, first_step);
   if (!leads_) return;
   log_every_ = stage.log.every_steps;
   progress_->begin_stage(stage.name, stage.train.max_steps, first_step);
@@ -110,6 +122,7 @@ void RunDirectory::begin_stage(const StageConfig& stage, int64_t first_step) {
 }
 
 void RunDirectory::write(const MetricRecord& record) {
+  note_progress(record.stage, record.step);
   if (!leads_) return;
   progress_->update(record);
   status_->update(record);
@@ -155,6 +168,12 @@ void RunDirectory::write_completions(const StepResult& step, const std::vector<s
     }
     completions_->write(record);
   }
+}
+
+std::shared_ptr<void> RunDirectory::watch_hub(std::function<RunStatus::Hub()> figures) {
+  if (!leads_) return nullptr;
+  status_->watch_hub(std::move(figures));
+  return {status_.get(), [](StatusFile* status) { status->watch_hub({}); }};
 }
 
 void RunDirectory::saved(int64_t step, bool good) {

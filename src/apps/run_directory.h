@@ -2,6 +2,7 @@
 // TensorBoard, completions.jsonl, status.json, the progress bar, the Prometheus endpoint. One object a process; one
 // thread. Of several ranks the first writes; the others know the places, and keep a log of their own.
 #pragma once
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,7 +30,8 @@ class RunDirectory {
   explicit RunDirectory(const Config& config, const Ranks& ranks = {});
 
   // From here on status.json tells how the run is. command: what to type to continue it.
-  void begin(const std::string& command, int num_ranks);
+  // terminal_columns: of the launcher's, which shows what this process writes; 0: standard error is what it is.
+  void begin(const std::string& command, int num_ranks, int terminal_columns);
 
   const std::string& path() const { return path_; }
   const Config& config() const { return config_; }
@@ -45,6 +47,8 @@ class RunDirectory {
   void begin_stage(const StageConfig& stage, int64_t first_step);
   void write(const MetricRecord& record);
   void write_completions(const StepResult& step, const std::vector<std::string>& reward_names, int64_t count);
+  // For status.json, while what is returned lives: figures is called from another thread.
+  [[nodiscard]] std::shared_ptr<void> watch_hub(std::function<RunStatus::Hub()> figures);
   void saved(int64_t step, bool good);  // a checkpoint, or none for want of disk
   void end_stage();
   // How the run ends in this process, for status.json. error: of a run that failed.
@@ -52,10 +56,13 @@ class RunDirectory {
 
  private:
   void claim();
+  void note_progress(const std::string& stage, int64_t step) const;
 
   Config config_;
   bool leads_;
+  int rank_;
   std::string path_;
+  ProgressOptions progress_options_;
   std::unique_ptr<FileLock> lock_;
   std::unique_ptr<JsonlSink> metrics_, completions_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;

@@ -39,6 +39,7 @@ struct StageSession::Parts {
   std::vector<std::unique_ptr<Reward>> rewards;
   std::unique_ptr<RolloutStack> rollouts;          // where something is generated in this process
   std::unique_ptr<HubRollouts> workers;            // where it is elsewhere
+  std::shared_ptr<void> hub_watch;                 // status.json has its figures
   std::unique_ptr<RolloutStack> teacher_rollouts;  // rollout.teacher_share
   std::unique_ptr<Algorithm> algorithm;
   std::unique_ptr<Communicator> store_ranks;  // null: alone
@@ -282,6 +283,7 @@ void StageSession::Parts::start_workers() {
                                .prompt_of = [this](int64_t serial) { return data->prompt(serial); },
                                .check = check_workers};
   workers = std::make_unique<HubRollouts>(std::move(options), *models.policy, counters, ranks);
+  hub_watch = run.watch_hub([this] { return workers->figures(); });
 }
 
 TrainLoopParts StageSession::Parts::loop_parts() {
@@ -381,6 +383,7 @@ StageOutcome StageSession::run() {
   parts.counters = runner.counters();
   parts.run.end_stage();
   if (parts.workers && outcome == StageOutcome::kDone) parts.workers->finish();
+  parts.hub_watch.reset();
   parts.workers.reset();
   return outcome;
 }

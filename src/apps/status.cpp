@@ -7,6 +7,7 @@
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
+#include "apps/run_processes.h"
 #include "checkpoint/checkpoint.h"
 #include "core/clock.h"
 #include "observe/progress.h"
@@ -70,7 +71,9 @@ std::vector<StageSaves> find_all_saves(const RunReading& run) {
 }
 
 bool shown(const std::string& metric) {
-  for (const char* name : {"loss", "reward", "kl", "perf/throughput", "perf/rollout_tokens_per_s"})
+  for (const char* name :
+       {"loss", "reward", "kl", "perf/throughput", "perf/rollout_tokens_per_s",
+        "training/off_policy/trajectory_staleness/mean", "async/trainer/idle_ratio", "async/rollout/idle_ratio"})
     if (metric == name) return true;
   return metric.starts_with("eval/");
 }
@@ -106,6 +109,7 @@ std::string describe_process(const RunReading& run) {
   std::string text = format(", host {} pid {}", status.host, status.pid);
   if (!status.slurm_job.empty()) text += format(" of Slurm job {}", status.slurm_job);
   if (status.num_ranks > 1) text += format(", {} ranks", status.num_ranks);
+  if (status.starts > 1) text += format(", started {} times", status.starts);
   return text + format(", heartbeat {} ago", duration_text(std::max(0.0, run.heartbeat_age_s)));
 }
 
@@ -128,6 +132,8 @@ void print_text(const RunReading& run, const std::vector<StageSaves>& saves, dou
   std::cout << run.dir << ": " << run_state_name(run.state) << describe_process(run) << "\n";
   if (run.status) {
     std::cout << "stage    " << describe_progress(*run.status, now, alive) << "\n";
+    if (alive) std::cout << describe_ranks(read_ranks(run), now);
+    if (alive && run.status->hub) std::cout << describe_hub(*run.status->hub);
     if (!run.status->error.empty())
       std::cout << "error    " << run.status->error << " (exit code " << run.status->exit_code << ")\n";
   }
@@ -158,7 +164,7 @@ void print_text(const RunReading& run, const std::vector<StageSaves>& saves, dou
   if (const std::string next = advice(run); !next.empty()) std::cout << "next     " << next << "\n";
 }
 
-void print_json(const RunReading& run, const std::vector<StageSaves>& saves) {
+void print_json(const RunReading& run, const std::vector<StageSaves>& saves, double now) {
   Json metrics = Json::object(), checkpoints = Json::array();
   for (const auto& [name, latest] : run.metrics) metrics[name] = {{"step", latest.step}, {"value", latest.value}};
   for (const StageSaves& stage : saves) {
@@ -174,6 +180,7 @@ void print_json(const RunReading& run, const std::vector<StageSaves>& saves) {
   if (run.status) {
     json["heartbeat_age_s"] = run.heartbeat_age_s;
     json["seconds_left"] = run.status->seconds_left();
+    json["ranks"] = ranks_to_json(read_ranks(run), now);
     json["status"] = Json::parse(to_json(*run.status));
   }
   json["metrics_stage"] = run.stage;
@@ -200,7 +207,7 @@ int run_status(int argc, char** argv) {
   const RunReading run = read_run_state(dir.string(), here);
   const std::vector<StageSaves> saves = find_all_saves(run);
   if (line.flag("json"))
-    print_json(run, saves);
+    print_json(run, saves, here.now);
   else
     print_text(run, saves, here.now);
   return 0;

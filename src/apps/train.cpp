@@ -1,7 +1,9 @@
 // temper train CONFIG: one rank of the trainer, the same stages as `temper run`. mpirun or srun starts the ranks;
 // without a launcher it is a world of one.
+#include <chrono>
 #include <iostream>
 #include <optional>
+#include <thread>
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
@@ -75,6 +77,7 @@ int run_train(int argc, char** argv) {
   line.add_positional("CONFIG");
   line.add_flag("with-workers", "rank 0 starts rollout.workers beside itself, as temper run does");
   line.add_config_overrides();
+  line.add_option("terminal-columns", "COUNT", "draw a progress bar of this width; `temper run` gives it", "0");
   line.add_option("continue-command", "TEXT", "what to type to continue the run, for messages; `temper run` gives it");
   const std::string typed = typed_command(argc, argv);
   if (!line.parse(argc, argv)) return 0;
@@ -85,23 +88,29 @@ int run_train(int argc, char** argv) {
     worker_arguments = line.overrides();
     worker_arguments.insert(worker_arguments.begin(), line.text("CONFIG"));
   }
+  const auto options = [&](int num_ranks) {
+    return PipelineOptions{.continue_command = continue_command(line, command, num_ranks),
+                           .worker_arguments = worker_arguments,
+                           .terminal_columns = static_cast<int>(line.integer("terminal-columns"))};
+  };
   if (!is_launched_by_mpi()) {
     check_alone_in_step();
     check_number_of_ranks(config, 1);
     check_models(config);
-    return train(config, {continue_command(line, command, 1), worker_arguments}, {});
+    return train(config, options(1), {});
   }
   MpiWorld world(comm_options(config));
   const auto end_all = [&](ExitCode code, const char* why) {
     std::cerr << "temper train: error: rank " << world.rank() << ": " << why << std::endl;
+    // mpirun ends the others at once: the first rank shall have noted in status.json what it fails with, too.
+    if (world.rank() > 0) std::this_thread::sleep_for(std::chrono::seconds(1));
     world.abort(static_cast<int>(code));
   };
   try {
     const auto communicator = connect_ranks(world, config.stages.front().run.device, comm_options(config));
     check_number_of_ranks(config, communicator->size());
     check_models(config);
-    return train(config, {continue_command(line, command, communicator->size()), worker_arguments},
-                 Ranks(*communicator));
+    return train(config, options(communicator->size()), Ranks(*communicator));
   } catch (const Error& error) {
     end_all(error.exit_code(), error.what());
   }

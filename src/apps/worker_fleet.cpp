@@ -63,6 +63,7 @@ WorkerFleet::WorkerFleet(int64_t num_workers, const std::vector<std::string>& ar
     child.command.insert(child.command.end(), arguments.begin(), arguments.end());
     child.command.push_back(format("--name={}/{}", host_name(), i));
     child.log = format("{}/worker_{}.log", logs, i);
+    child.command.push_back("--log-file=" + child.log);
     children_.push_back(std::move(child));
   }
   thread_ = std::thread([this] { watch(); });

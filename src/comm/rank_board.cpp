@@ -25,12 +25,10 @@ struct Status {
 
 std::string path_of(const std::string& folder, int rank) { return format("{}/rank_{}.status", folder, rank); }
 
-bool is_on_this_host(const Status& status) { return status.host == host_name().substr(0, sizeof status.host - 1); }
-
 // Empty where the process runs, or is another machine's.
-std::string why_halted(const Status& status) {
-  if (!is_on_this_host(status)) return "";
-  switch (process_state(status.pid)) {
+std::string why_halted(const RankSign& sign) {
+  if (!sign.on_this_host) return "";
+  switch (sign.process_state) {
     case 'T':
     case 't':
       return "its process is stopped";
@@ -43,13 +41,27 @@ std::string why_halted(const Status& status) {
   }
 }
 
-std::string describe(const Status& status) {
-  const std::string where = is_on_this_host(status) ? why_halted(status) : format("on {}", status.host);
-  return format("last: \"{}\", operation {}, {} s ago{}{}", status.name, status.sequence,
-                static_cast<int64_t>(seconds_since_epoch() - status.time), where.empty() ? "" : "; ", where);
+std::string describe(const RankSign& sign) {
+  if (sign.sequence < 0) return "which has begun nothing yet";
+  const std::string where = sign.on_this_host ? why_halted(sign) : format("on {}", sign.host);
+  return format("last: \"{}\", operation {}, {} s ago{}{}", sign.name, sign.sequence,
+                static_cast<int64_t>(seconds_since_epoch() - sign.time), where.empty() ? "" : "; ", where);
 }
 
 }  // namespace
+
+std::optional<RankSign> read_rank_sign(const std::string& folder, int rank) {
+  Status status;
+  const int file = open(path_of(folder, rank).c_str(), O_RDONLY | O_CLOEXEC);
+  const bool read_it = file >= 0 && pread(file, &status, sizeof status, 0) == static_cast<ssize_t>(sizeof status);
+  if (file >= 0) close(file);
+  if (!read_it) return std::nullopt;
+  status.host[sizeof status.host - 1] = status.name[sizeof status.name - 1] = '\0';  // whatever wrote it
+  RankSign sign{status.sequence, status.name, status.time, status.host, status.pid};
+  sign.on_this_host = sign.host == host_name().substr(0, sizeof status.host - 1);
+  if (sign.on_this_host) sign.process_state = process_state(sign.pid);
+  return sign;
+}
 
 RankBoard::RankBoard(const std::string& folder, int rank, int size, std::chrono::milliseconds late_after)
     : folder_(folder), rank_(rank), size_(size), late_after_(late_after) {
@@ -57,6 +69,7 @@ RankBoard::RankBoard(const std::string& folder, int rank, int size, std::chrono:
   file_ = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file_ < 0)
     throw IoError("{}: cannot be written ({}). Check the folder's permissions.", path, std::strerror(errno));
+  write(-1, "");
   if (rank_ == 0 && late_after_.count() > 0) watcher_ = std::thread([this] { watch(); });
 }
 
@@ -70,15 +83,19 @@ RankBoard::~RankBoard() {
   close(file_);
 }
 
-void RankBoard::begun(const std::shared_ptr<CommOperation>& operation) {
+void RankBoard::write(int64_t sequence, const std::string& name) {
   Status status;
-  status.sequence = operation->sequence;
+  status.sequence = sequence;
   status.time = seconds_since_epoch();
   status.pid = getpid();
   std::strncpy(status.host, host_name().c_str(), sizeof status.host - 1);
-  std::strncpy(status.name, operation->name.c_str(), sizeof status.name - 1);
+  std::strncpy(status.name, name.c_str(), sizeof status.name - 1);
   // Help for a person, no more: a disk that is full must not end a run.
   [[maybe_unused]] const ssize_t written = pwrite(file_, &status, sizeof status, 0);
+}
+
+void RankBoard::begun(const std::shared_ptr<CommOperation>& operation) {
+  write(operation->sequence, operation->name);
   if (!watcher_.joinable()) return;
   const std::lock_guard lock(mutex_);
   while (!under_way_.empty() && (under_way_.front().expired() || under_way_.front().lock()->done()))
@@ -89,13 +106,10 @@ void RankBoard::begun(const std::shared_ptr<CommOperation>& operation) {
 std::string RankBoard::describe_missing(int64_t sequence) const {
   std::string text;
   for (int r = 0; r < size_; ++r) {
-    Status status;
-    const int file = open(path_of(folder_, r).c_str(), O_RDONLY | O_CLOEXEC);
-    const bool read_it = file >= 0 && pread(file, &status, sizeof status, 0) == static_cast<ssize_t>(sizeof status);
-    if (file >= 0) close(file);
-    if (read_it && status.sequence >= sequence && why_halted(status).empty()) continue;
+    const std::optional<RankSign> sign = read_rank_sign(folder_, r);
+    if (sign && sign->sequence >= sequence && why_halted(*sign).empty()) continue;
     if (!text.empty()) text += ", ";
-    text += format("rank {} ({})", r, read_it ? describe(status) : "which has begun nothing yet");
+    text += format("rank {} ({})", r, sign ? describe(*sign) : "which has begun nothing yet");
   }
   return text;
 }

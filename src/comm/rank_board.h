@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,6 +14,19 @@
 #include "comm/communicator.h"
 
 namespace temper {
+
+// What a rank's file says.
+struct RankSign {
+  int64_t sequence = -1;  // the operation begun last; -1: none yet
+  std::string name;       // of that operation
+  double time = 0;        // when it was begun, or the file made; seconds since the Unix epoch, by that machine's clock
+  std::string host;
+  int64_t pid = 0;
+  char process_state = '?';  // as core/process.h; '?' too where it is another machine's
+  bool on_this_host = false;
+};
+// Nothing: that rank has no file (yet). For who looks from outside; any process.
+std::optional<RankSign> read_rank_sign(const std::string& folder, int rank);
 
 class RankBoard {
  public:
@@ -30,6 +44,7 @@ class RankBoard {
   std::string describe_missing(int64_t sequence) const;
 
  private:
+  void write(int64_t sequence, const std::string& name);
   void watch();
 
   std::string folder_;

@@ -1,5 +1,6 @@
 #include "core/log.h"
 
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
@@ -7,6 +8,7 @@
 #include <mutex>
 
 #include "core/error.h"
+#include "core/log_context.h"
 
 namespace temper {
 namespace {
@@ -14,6 +16,18 @@ namespace {
 std::mutex mutex;                 // orders hooks and lines
 void (*before_line)() = nullptr;  // guarded by mutex
 void (*after_line)() = nullptr;   // guarded by mutex
+std::string context;              // guarded by mutex
+
+// %* of a pattern: the context, after a blank. Lines are formatted with the mutex held.
+class ContextFlag final : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& /*line*/, const std::tm& /*time*/, spdlog::memory_buf_t& out) override {
+    if (context.empty()) return;
+    out.push_back(' ');
+    out.append(context.data(), context.data() + context.size());
+  }
+  std::unique_ptr<spdlog::custom_flag_formatter> clone() const override { return std::make_unique<ContextFlag>(); }
+};
 
 spdlog::logger& logger() {
   static const auto instance = [] {
@@ -60,7 +74,9 @@ void set_terminal_log_level(LogLevel level) { logger().sinks().front()->set_leve
 void set_log_file(const std::string& path) {
   try {
     auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path);
-    sink->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    auto formatter = std::make_unique<spdlog::pattern_formatter>();
+    formatter->add_flag<ContextFlag>('*').set_pattern("%Y-%m-%d %H:%M:%S.%e %l%* %v");
+    sink->set_formatter(std::move(formatter));
     std::lock_guard lock(mutex);
     auto& sinks = logger().sinks();
     if (sinks.size() > 1) sinks.resize(1);
@@ -68,6 +84,11 @@ void set_log_file(const std::string& path) {
   } catch (const spdlog::spdlog_ex& error) {
     throw IoError("{}: the log file cannot be opened ({}). Check the folder's permissions.", path, error.what());
   }
+}
+
+void set_log_context(std::string fields) {
+  std::lock_guard lock(mutex);
+  context = std::move(fields);
 }
 
 void set_log_hooks(void (*before)(), void (*after)()) {

@@ -160,6 +160,8 @@ std::string Progress::text(bool with_bar) const {
   show("kl", "kl", "%.2g");
   show("loss", "loss", "%.3g");
   show("tokens/s", "perf/throughput", "%.0f");
+  if (options_.num_ranks > 1) line += temper::format("  ranks {}", options_.num_ranks);
+  show("workers", "async/rollout/workers", "%.0f");
   const double now = options_.seconds();
   const int64_t done = step_ - first_step_;
   if (step_ >= total_steps_) {

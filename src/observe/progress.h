@@ -18,6 +18,7 @@ struct ProgressOptions {
   int terminal = -1;                // 0 no, 1 yes, -1 as isatty(out) says
   int width = 0;                    // columns; 0 asks the terminal
   double interval_s = 10;           // between plain lines
+  int num_ranks = 1;                // shown where there are several
   std::function<double()> seconds;  // a steady clock; empty: the system's
 };
 
@@ -31,7 +32,7 @@ class Progress {
   // first_step: steps of this stage that were done before (a resumed run); they do not count in the time left, nor does
   // what comes before the first step (an evaluation).
   void begin_stage(const std::string& stage, int64_t total_steps, int64_t first_step = 0);
-  // Takes step, reward, kl, loss, eval/*/accuracy and perf/throughput from the record.
+  // Takes step, reward, kl, loss, eval/*/accuracy and perf/throughput and async/rollout/workers from the record.
   void update(const MetricRecord& record);
   // The stage's last state as one line that stays.
   void end_stage();

@@ -32,6 +32,43 @@ RunPhase parse_phase(const std::string& name) {
   throw std::invalid_argument(format("state \"{}\" is not known", name));
 }
 
+RunStatus::Hub hub_from_json(const Json& json) {
+  RunStatus::Hub hub;
+  json.at("address").get_to(hub.address);
+  json.at("epoch").get_to(hub.epoch);
+  json.at("version").get_to(hub.version);
+  json.at("num_workers").get_to(hub.num_workers);
+  json.at("idle_workers").get_to(hub.num_idle);
+  json.at("leases").get_to(hub.num_leases);
+  json.at("groups").get_to(hub.num_groups);
+  json.at("dropped_stale").get_to(hub.num_dropped_stale);
+  json.at("failed_prompts").get_to(hub.num_failed);
+  json.at("groups_per_s").get_to(hub.groups_per_s);
+  for (const Json& worker : json.at("workers"))
+    hub.workers.push_back({worker.at("name").get<std::string>(), worker.at("version").get<int64_t>(),
+                           worker.at("leases").get<int64_t>(), worker.at("silent_s").get<double>()});
+  return hub;
+}
+
+Json hub_to_json(const RunStatus::Hub& hub) {
+  Json workers = Json::array();
+  for (const RunStatus::Hub::Worker& worker : hub.workers)
+    workers.push_back(
+        {{"name", worker.name}, {"version", worker.version}, {"leases", worker.leases}, {"silent_s", worker.silent_s}});
+  Json json = {{"address", hub.address},
+               {"epoch", hub.epoch},
+               {"version", hub.version},
+               {"num_workers", hub.num_workers},
+               {"idle_workers", hub.num_idle},
+               {"leases", hub.num_leases},
+               {"groups", hub.num_groups},
+               {"dropped_stale", hub.num_dropped_stale},
+               {"failed_prompts", hub.num_failed},
+               {"groups_per_s", hub.groups_per_s},
+               {"workers", workers}};
+  return json;
+}
+
 RunStatus from_json(const Json& json) {
   if (json.at("format").get<int>() > kFormat) throw std::invalid_argument("is of a newer version of temper");
   RunStatus status;
@@ -45,6 +82,7 @@ RunStatus from_json(const Json& json) {
   json.at("pid").get_to(status.pid);
   json.at("start_ticks").get_to(status.start_ticks);
   json.at("ranks").get_to(status.num_ranks);
+  status.starts = json.value("starts", int64_t{1});
   json.at("folder").get_to(status.folder);
   json.at("command").get_to(status.command);
   json.at("started").get_to(status.started);
@@ -61,6 +99,7 @@ RunStatus from_json(const Json& json) {
   json.at("saved_stage").get_to(status.saved_stage);
   json.at("saved_step").get_to(status.saved_step);
   json.at("saved").get_to(status.saved);
+  if (json.contains("hub")) status.hub = hub_from_json(json.at("hub"));
   const auto num_stages = static_cast<int64_t>(status.stages.size());
   if (status.stage >= num_stages || status.saved_stage >= num_stages)
     throw std::invalid_argument("names a stage that it does not list");
@@ -94,31 +133,33 @@ std::string to_json(const RunStatus& status) {
   Json stages = Json::array();
   for (const RunStatus::Stage& stage : status.stages)
     stages.push_back({{"name", stage.name}, {"max_steps", stage.max_steps}, {"checkpoints", stage.checkpoints}});
-  const Json json = {{"format", kFormat},
-                     {"state", run_phase_name(status.phase)},
-                     {"error", status.error},
-                     {"exit_code", status.exit_code},
-                     {"run", status.run},
-                     {"version", status.version},
-                     {"host", status.host},
-                     {"slurm_job", status.slurm_job},
-                     {"pid", status.pid},
-                     {"start_ticks", status.start_ticks},
-                     {"ranks", status.num_ranks},
-                     {"folder", status.folder},
-                     {"command", status.command},
-                     {"started", status.started},
-                     {"heartbeat", status.heartbeat},
-                     {"progress", status.progress},
-                     {"stages", stages},
-                     {"stage", status.stage},
-                     {"step", status.step},
-                     {"policy_version", status.policy_version},
-                     {"seconds_per_step", status.seconds_per_step},
-                     {"failed_saves", status.failed_saves},
-                     {"saved_stage", status.saved_stage},
-                     {"saved_step", status.saved_step},
-                     {"saved", status.saved}};
+  Json json = {{"format", kFormat},
+               {"state", run_phase_name(status.phase)},
+               {"error", status.error},
+               {"exit_code", status.exit_code},
+               {"run", status.run},
+               {"version", status.version},
+               {"host", status.host},
+               {"slurm_job", status.slurm_job},
+               {"pid", status.pid},
+               {"start_ticks", status.start_ticks},
+               {"ranks", status.num_ranks},
+               {"starts", status.starts},
+               {"folder", status.folder},
+               {"command", status.command},
+               {"started", status.started},
+               {"heartbeat", status.heartbeat},
+               {"progress", status.progress},
+               {"stages", stages},
+               {"stage", status.stage},
+               {"step", status.step},
+               {"policy_version", status.policy_version},
+               {"seconds_per_step", status.seconds_per_step},
+               {"failed_saves", status.failed_saves},
+               {"saved_stage", status.saved_stage},
+               {"saved_step", status.saved_step},
+               {"saved", status.saved}};
+  if (status.hub) json["hub"] = hub_to_json(*status.hub);
   return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -139,6 +180,20 @@ std::optional<RunStatus> read_run_status(const std::string& path) {
   }
 }
 
+namespace {
+
+// By this process's predecessors in the run directory. A file that cannot be read is about to be replaced.
+int64_t earlier_starts(const std::string& path) {
+  try {
+    const std::optional<RunStatus> before = read_run_status(path);
+    return before ? before->starts : 0;
+  } catch (const Error&) {
+    return 0;
+  }
+}
+
+}  // namespace
+
 StatusFile::StatusFile(std::string path, RunStatus status) : path_(std::move(path)), status_(std::move(status)) {
   status_.version = TEMPER_VERSION;
   status_.host = host_name();
@@ -146,6 +201,7 @@ StatusFile::StatusFile(std::string path, RunStatus status) : path_(std::move(pat
   status_.pid = ::getpid();
   status_.start_ticks = process_start_ticks(status_.pid);
   status_.started = seconds_since_epoch();
+  status_.starts = earlier_starts(path_) + 1;
   std::error_code unknown;
   status_.folder = std::filesystem::current_path(unknown).string();
   {
@@ -167,6 +223,8 @@ StatusFile::~StatusFile() {
 
 void StatusFile::write() {
   status_.heartbeat = seconds_since_epoch();
+  status_.hub.reset();
+  if (hub_) status_.hub = hub_();
   dirty_ = false;
   if (replace_file(path_, to_json(status_)) || complained_) return;
   complained_ = true;
@@ -230,6 +288,11 @@ void StatusFile::saved(int64_t step, bool good) {
     dirty_ = true;
   }
   changed_.notify_one();
+}
+
+void StatusFile::watch_hub(std::function<RunStatus::Hub()> figures) {
+  std::lock_guard lock(mutex_);
+  hub_ = std::move(figures);
 }
 
 void StatusFile::end(RunPhase phase, int exit_code, const std::string& error) {

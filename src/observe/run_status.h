@@ -4,6 +4,7 @@
 #pragma once
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -26,6 +27,28 @@ struct RunStatus {
     int64_t max_steps = 0;
     std::string checkpoints;  // the folder of its checkpoints
   };
+  // Of the rollout workers' hub, where the stage under way has one.
+  struct Hub {
+    struct Worker {
+      std::string name;
+      int64_t version = -1;  // of the weights it generates with; -1: none yet
+      int64_t leases = 0;
+      double silent_s = 0;  // since it was last heard of
+    };
+    std::string address;
+    int64_t epoch = 0;
+    int64_t version = 0;  // of the newest weights
+    int64_t num_workers = 0;
+    int64_t num_idle = 0;  // without a lease
+    int64_t num_leases = 0;
+    int64_t num_groups = 0;         // taken in by this process
+    int64_t num_dropped_stale = 0;  // of these, too old for a step
+    int64_t num_failed = 0;         // prompts without a group after the last attempt
+    double groups_per_s = 0;        // of the last minute
+    std::vector<Worker> workers;    // the first kListedWorkers, by name
+  };
+  static constexpr size_t kListedWorkers = 64;
+
   RunPhase phase = RunPhase::kStarting;
   std::string error;  // of kFailed
   int exit_code = 0;  // of kFailed and kStopped
@@ -37,6 +60,7 @@ struct RunStatus {
   int64_t pid = 0;
   int64_t start_ticks = 0;  // of the process: tells it from a later one with the same number
   int64_t num_ranks = 1;
+  int64_t starts = 1;   // of the trainer in this run directory so far, this one included
   std::string folder;   // where the command was given
   std::string command;  // that began the run, and continues it
 
@@ -54,6 +78,7 @@ struct RunStatus {
   int64_t saved_stage = -1;     // of the last checkpoint that this process wrote; -1: none yet
   int64_t saved_step = 0;
   double saved = 0;  // when
+  std::optional<Hub> hub;
 
   double seconds_left() const;  // of this stage; NaN where it is not known
 };
@@ -80,6 +105,8 @@ class StatusFile {
   void begin_stage(size_t stage, int64_t first_step);
   void update(const MetricRecord& record);
   void saved(int64_t step, bool good);
+  // Asked at each write, from the writing thread, until it is replaced; empty: there is no hub.
+  void watch_hub(std::function<RunStatus::Hub()> figures);
   // The last word, written at once.
   void end(RunPhase phase, int exit_code, const std::string& error = "");
 
@@ -90,11 +117,12 @@ class StatusFile {
   std::string path_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  RunStatus status_;         // guarded by mutex_
-  bool dirty_ = false;       // guarded by mutex_
-  bool over_ = false;        // guarded by mutex_
-  bool complained_ = false;  // guarded by mutex_
-  int64_t first_step_ = 0;   // of this stage in this process
+  RunStatus status_;                     // guarded by mutex_
+  std::function<RunStatus::Hub()> hub_;  // guarded by mutex_
+  bool dirty_ = false;                   // guarded by mutex_
+  bool over_ = false;                    // guarded by mutex_
+  bool complained_ = false;              // guarded by mutex_
+  int64_t first_step_ = 0;               // of this stage in this process
   Stopwatch since_first_step_;
   std::thread writer_;
 };

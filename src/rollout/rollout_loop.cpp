@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "core/log_context.h"
 
 namespace temper {
 namespace {
@@ -135,6 +136,7 @@ void RolloutLoop::use_weights(PolicyVersion version) {
   model_.load(fetched_->masters, version);
   // The same number may stand for other weights: the trainer went back to a checkpoint.
   if (std::exchange(weights_epoch_, fetched_->epoch) != fetched_->epoch) engine_.recompute_cache();
+  set_log_context(format("worker={} version={}", options_.worker.name, version));
   log_debug("version {} of the weights is in use", version);
   fetched_.reset();
 }

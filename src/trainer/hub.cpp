@@ -454,6 +454,16 @@ int64_t Hub::num_idle_workers() const {
   return std::count_if(workers_.begin(), workers_.end(), [](const auto& entry) { return entry.second.leases.empty(); });
 }
 
+std::vector<WorkerFigures> Hub::workers(int64_t now_ms) const {
+  std::vector<WorkerFigures> all;
+  all.reserve(workers_.size());
+  for (const auto& [route, worker] : workers_)
+    all.push_back({worker.name, worker.version, static_cast<int64_t>(worker.leases.size()),
+                   static_cast<double>(now_ms - worker.last_seen_ms) / 1000});
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return all;
+}
+
 std::vector<LedgerLine> Hub::ledger() const {
   std::vector<LedgerLine> lines;
   lines.reserve(entries_.size());

@@ -52,6 +52,14 @@ struct HubCounters {
   int64_t num_old_epoch = 0;  // other messages of an older epoch
 };
 
+// Of a worker that is here.
+struct WorkerFigures {
+  std::string name;
+  PolicyVersion version = -1;  // of the weights it generates with; -1: none yet
+  int64_t num_leases = 0;
+  double silent_s = 0;  // since it was last heard of
+};
+
 enum class PromptState : uint8_t { kQueued, kLeased, kFinished };
 
 struct LedgerLine {
@@ -105,6 +113,7 @@ class Hub {
   int64_t num_workers() const { return static_cast<int64_t>(workers_.size()); }
   int64_t num_idle_workers() const;  // those without a lease
   int64_t num_leases() const { return static_cast<int64_t>(leases_.size()); }
+  std::vector<WorkerFigures> workers(int64_t now_ms) const;  // by name
 
  private:
   struct Entry {

@@ -107,6 +107,16 @@ int64_t HubService::num_leases() const {
   return hub_.num_leases();
 }
 
+PolicyVersion HubService::version() const {
+  const std::lock_guard lock(mutex_);
+  return hub_.buffer().version();
+}
+
+std::vector<WorkerFigures> HubService::workers() const {
+  const std::lock_guard lock(mutex_);
+  return hub_.workers(to_ms(Clock::now()));
+}
+
 double HubService::take_idle_share() {
   const std::lock_guard lock(mutex_);
   const double share = worker_ms_ > 0 ? idle_ms_ / worker_ms_ : 0;

@@ -59,6 +59,8 @@ class HubService {
   HubCounters counters() const;
   int64_t num_workers() const;
   int64_t num_leases() const;
+  PolicyVersion version() const;  // that workers are told
+  std::vector<WorkerFigures> workers() const;
   // Of the workers' time since the last call, the share in which they held no lease; 0 without workers.
   double take_idle_share();
 

@@ -36,6 +36,14 @@ class BadInput(harness.Case):
         self.assert_error(several, 2, "train.max_stps", "optim.learning_rate")
         self.assertFalse((self.folder / "runs").exists())
 
+    def test_folders_that_cannot_be_written_are_refused_at_the_start(self):
+        self.config(TRAIN)
+        # Below a file no folder can be made, not even by root.
+        for setting in ("run.dir", "checkpoint.local_dir"):
+            result = harness.temper("run", "config.toml", f"--{setting}=config.toml/below", cwd=self.folder)
+            self.assert_error(result, 3, "config.toml/below", "the folder cannot be")
+            self.assertNotIn("grpo 1/", result.err)
+
     def test_data_errors_name_file_and_line(self):
         base = TRAIN.replace('task = "copy"', 'path = "data.jsonl"') + '[reward]\nfunctions = ["exact"]\n'
         data = self.folder / "data.jsonl"

@@ -114,6 +114,9 @@ class Operations(harness.Case):
             ranks = self.wait_for_ranks("killed", but=ranks.values())
             self.wait_for_step("killed", step)
             harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
+            status = self.status("killed")
+            self.assertEqual([(one["rank"], one["state"], one["pid"]) for one in status["ranks"]], [(r, "alive", pid) for r, pid in sorted(ranks.items())])
+            self.assertEqual(status["status"]["starts"], 2 - rank)
             harness.signal_rank(process, self.folder, "killed", rank)
         _, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
@@ -121,6 +124,8 @@ class Operations(harness.Case):
             self.assertRegex(err, rf"rank {rank} was killed by signal 9 \(Killed\); restart {restart} of 3 \(train.max_restarts\) in \d s, from the newest checkpoint")
         self.assertIn("restart 2 of 3", (self.run_path("killed") / "logs" / "launcher.log").read_text())
         self.assertIn("resumed at step", err)
+        for log, rank in (("run.log", 0), ("rank_1.log", 1)):
+            self.assertRegex((self.run_path("killed") / "logs" / log).read_text(), rf"rank={rank} stage=grpo step=\d+ " if rank == 0 else "rank=1 ")
         self.assert_same_run("whole", "killed")
 
     def test_restarts_have_an_end(self):

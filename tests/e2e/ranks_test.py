@@ -144,6 +144,25 @@ class Ranks(harness.Case):
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("train.ranks = 3, but the launcher started 2", result.stderr)
 
+    def test_a_clock_that_differs_is_said(self):
+        self.config("""#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec* now) {
+  static int (*real)(clockid_t, struct timespec*);
+  if (!real) real = (int (*)(clockid_t, struct timespec*))dlsym(RTLD_NEXT, "clock_gettime");
+  const int code = real(clock, now);
+  if (clock == CLOCK_REALTIME) now->tv_sec += 3600;
+  return code;
+}
+""", "ahead.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", "ahead.so", "ahead.c", "-ldl"], cwd=self.folder, check=True)
+        temper = [str(harness.TEMPER), "train", "config.toml", "--train.max_steps=1"]
+        command = [*MPIRUN, "-n", "1", *temper, ":", "-n", "1", "env", f"LD_PRELOAD={self.folder / 'ahead.so'}", *temper]
+        result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"the clock of rank 1's machine \(.*\) is 3[56]\d\d s ahead of that of rank 0")
+
     def test_one_train_process_is_a_run(self):
         result = harness.temper("train", "config.toml", "--run.name=alone", "--train.max_steps=2", cwd=self.folder, check=0)
         self.assertIn("done: model in", result.err)

@@ -176,6 +176,11 @@ class Workers(harness.Case):
         command = [harness.TEMPER, "rollout", "config.toml", "--run.name=workers", "--rollout.source=hub", "--train.max_steps=5000"]
         first = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
         harness.wait_until(lambda: self.steps() >= 2, "step 2")
+        text = harness.wait_until(lambda: "1 workers" in (said := harness.temper("status", "runs/workers", cwd=self.folder, check=0).out) and said, "the worker in the status")
+        self.assertRegex(text, r"hub +1 workers, \d without a lease, \d+ leases; [\d.]+ groups/s, \d+ groups since epoch 1")
+        self.assertRegex(text, rf"worker \S+/{first.pid}: version \d+, \d leases, heard [\d.]+ s before")
+        log = next((self.run_path("workers") / "logs").glob(f"worker_*_{first.pid}.log"))
+        self.assertRegex(log.read_text(), rf"info worker=\S+/{first.pid} rollout worker")
         told = json.loads(hub.read_text())
         second = subprocess.Popen([*command, f"--hub={told['address']}", f"--hub-key={told['public_key']}",
                                    f"--keys={self.run_path('workers') / 'keys'}"], cwd=self.folder, stderr=subprocess.PIPE, text=True)
@@ -193,6 +198,35 @@ class Workers(harness.Case):
         second.send_signal(signal.SIGINT)
         _, err = second.communicate(timeout=30)
         self.assertEqual(second.returncode, 0, err)
+
+    def test_a_hub_file_that_an_earlier_job_left_is_no_hub(self):
+        self.config(ARITHMETIC)
+        common = ["--rollout.source=hub", "--train.max_steps=400", "--checkpoint.local_every_steps=2"]
+        process = self.start(*common)
+        hub = self.run_path("workers") / "hub.json"
+        harness.wait_until(hub.exists, "hub.json")
+        process.kill()
+        process.communicate()
+        command = [harness.TEMPER, "rollout", "config.toml", "--run.name=workers", *common]
+        here = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
+        self.assertIn("names none that runs", here.stderr.readline())  # its process is gone
+        # Of another machine nobody can say whether the process lives: such a worker tries, and goes on to the next hub.
+        hub.write_text(json.dumps(json.loads(hub.read_text()) | {"host": "elsewhere"}))
+        there = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
+        self.assertIn("stage grpo, hub", there.stderr.readline())
+        process = self.start(*common)
+        harness.wait_until(lambda: self.steps() >= 3, "step 3")
+
+        def both_work():
+            status = json.loads(harness.temper("status", "runs/workers", "--json", cwd=self.folder, check=0).out)
+            return status["status"].get("hub", {}).get("num_workers") == 2 and status
+        status = harness.wait_until(both_work, "both workers at the new hub")
+        self.assertEqual(status["status"]["starts"], 2)
+        self.assertEqual(status["status"]["hub"]["epoch"], 2)
+        for ended, code in ((process, 75), (here, 0), (there, 0)):
+            ended.send_signal(signal.SIGTERM)
+            _, err = ended.communicate(timeout=60)
+            self.assertEqual(ended.returncode, code, err)
 
     def test_workers_that_cannot_work_end_the_run(self):
         self.config(ARITHMETIC)
