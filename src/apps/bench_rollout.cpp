@@ -146,12 +146,12 @@ EngineOptions options_of(const CommandLine& line, const Workload& work) {
   return options;
 }
 
-CommandLine make_command_line() {
+CommandLine bench_rollout_command_line() {
   return CommandLine("bench rollout", "Measures generation: completions of random prompts, temperature 1.",
                      "--model DIR | --preset 135m");
 }
 
-void declare_options(CommandLine& line) {
+void declare_bench_rollout_options(CommandLine& line) {
   declare_bench_model(line);
   line.add_option("num-prompts", "N", "groups", "8");
   line.add_option("num-generations", "N", "completions of each prompt", "8");
@@ -169,8 +169,8 @@ void declare_options(CommandLine& line) {
 }  // namespace
 
 int run_bench_rollout(int argc, char** argv) {
-  CommandLine line = make_command_line();
-  declare_options(line);
+  CommandLine line = bench_rollout_command_line();
+  declare_bench_rollout_options(line);
   if (!line.parse(argc, argv)) return 0;
   const Workload work{.num_prompts = line.integer("num-prompts", 1, 1 << 20),
                       .num_generations = line.integer("num-generations", 1, 1 << 20),

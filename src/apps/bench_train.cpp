@@ -23,13 +23,13 @@
 namespace temper {
 namespace {
 
-struct Workload {
+struct TrainingWork {
   int64_t sequence_tokens, step_tokens, micro_batch_tokens;
   int64_t num_sequences() const { return std::max<int64_t>(1, step_tokens / sequence_tokens); }
 };
 
 // Random tokens, all but the first to be learned; the same for a serial number wherever it is made.
-RolloutGroup make_example(int64_t serial, const Workload& work, int64_t vocab) {
+RolloutGroup make_example(int64_t serial, const TrainingWork& work, int64_t vocab) {
   SplitMix64 random(static_cast<uint64_t>(serial));
   const auto token = [&] { return static_cast<int32_t>(random.in_range(0, vocab - 1)); };
   RolloutGroup group;
@@ -42,7 +42,7 @@ RolloutGroup make_example(int64_t serial, const Workload& work, int64_t vocab) {
   return group;
 }
 
-StageConfig make_config(const CommandLine& line, const Workload& work) {
+StageConfig make_config(const CommandLine& line, const TrainingWork& work) {
   StageConfig config;
   config.name = "bench";
   config.algo = algo_preset(Preset::kSft);
@@ -58,10 +58,10 @@ StageConfig make_config(const CommandLine& line, const Workload& work) {
 }
 
 // One rank's model and loop. The model's parameters become its masters.
-class Trainer {
+class TrainerRank {
  public:
-  Trainer(LoadedModel model, const ComputeType& type, const StageConfig& config, const Workload& work,
-          const Ranks& ranks)
+  TrainerRank(LoadedModel model, const ComputeType& type, const StageConfig& config, const TrainingWork& work,
+              const Ranks& ranks)
       : config_(config),
         policy_(TrainerModel::trainable(std::move(model), type.compute, config.train.shard, ranks, type.device)),
         optimizer_(policy_.parameters(), {}, policy_.shard_plan(config.train.shard, ranks)),
@@ -109,7 +109,7 @@ struct Course {
 struct Measurement {
   ComputeType type;
   StageConfig config;
-  Workload work;
+  TrainingWork work;
   double seconds = 0;
 };
 
@@ -125,7 +125,7 @@ Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ran
                 const std::function<double()>& link_busy_s) {
   const Ranks ranks =
       all_ranks.with_tensor_parallel(what.config.train.tensor_parallel).with_replicas(what.config.train.replicas);
-  Trainer trainer(std::move(model), what.type, what.config, what.work, ranks);
+  TrainerRank trainer(std::move(model), what.type, what.config, what.work, ranks);
   trainer.step();  // compiles kernels, touches memory
   ranks.wait_for_all("warm");
   reset_peak_rss();
@@ -180,7 +180,7 @@ std::vector<double> values_of(const std::vector<MetricRecord>& records, const ch
   return values;
 }
 
-void declare_options(CommandLine& line) {
+void declare_bench_train_options(CommandLine& line) {
   declare_bench_model(line);
   line.add_flag("fake-data", "random tokens, which is what this bench always takes");
   line.add_option("seq-len", "TOKENS", "length of each sequence", "512");
@@ -200,11 +200,11 @@ void declare_options(CommandLine& line) {
 
 int run_bench_train(int argc, char** argv) {
   CommandLine line("bench train", "Measures training: SFT steps on random tokens.", "--model DIR | --preset 135m");
-  declare_options(line);
+  declare_bench_train_options(line);
   if (!line.parse(argc, argv)) return 0;
-  const Workload work{.sequence_tokens = line.integer("seq-len", 2, 1 << 20),
-                      .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
-                      .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
+  const TrainingWork work{.sequence_tokens = line.integer("seq-len", 2, 1 << 20),
+                          .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
+                          .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
   const SimulatedLink link{.latency_s = line.number("link-latency-us") * 1e-6, .gb_per_s = line.number("link-gb-s")};
   std::optional<MpiWorld> world;
   std::unique_ptr<Communicator> communicator;

@@ -19,13 +19,13 @@
 namespace temper {
 namespace {
 
-CommandLine make_command_line() {
+CommandLine generate_command_line() {
   return CommandLine("generate",
                      "Writes completions of the prompts in a JSONL file, with token ids and log-probabilities.",
                      "--model DIR --prompts F.jsonl --out G.jsonl");
 }
 
-void declare_options(CommandLine& line) {
+void declare_generate_options(CommandLine& line) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("prompts", "FILE", "JSON lines with prompt, messages or prompt_token_ids");
   line.add_option("out", "FILE", "JSON lines with completions, in the order of the prompts");
@@ -69,8 +69,8 @@ std::string output_line(size_t index, const Prompt& prompt, const std::vector<Co
 }  // namespace
 
 int run_generate(int argc, char** argv) {
-  CommandLine line = make_command_line();
-  declare_options(line);
+  CommandLine line = generate_command_line();
+  declare_generate_options(line);
   if (!line.parse(argc, argv)) return 0;
   const SamplingParams sampling = sampling_of(line);
   const auto num_completions = static_cast<int>(line.integer("num-completions", 1, 1 << 20));

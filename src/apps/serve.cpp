@@ -18,7 +18,7 @@
 namespace temper {
 namespace {
 
-void declare_options(CommandLine& line) {
+void declare_serve_options(CommandLine& line) {
   line.add_option("model", "DIR", "model directory (config.json, safetensors, tokenizer.json)");
   line.add_option("served-model-name", "NAME", "what clients call it; left out: the directory's name");
   line.add_option("host", "ADDRESS", "where to listen; 0.0.0.0: on every interface", "127.0.0.1");
@@ -72,7 +72,7 @@ void say_what_is_served(const HttpOptions& http, int port, const ServedModel& mo
 
 int run_serve(int argc, char** argv) {
   CommandLine line("serve", "Answers OpenAI's chat and completions API with a model.", "--model DIR");
-  declare_options(line);
+  declare_serve_options(line);
   if (!line.parse(argc, argv)) return 0;
   const std::string directory = line.text("model");
   const ComputeType type = compute_type_of(line);

@@ -15,11 +15,6 @@ const char* name_of(FinishReason reason) { return reason == FinishReason::kStop 
 
 std::string sse(const json& object) { return "data: " + object.dump() + "\n\n"; }
 
-int64_t count_characters(std::string_view bytes) {
-  return std::count_if(bytes.begin(), bytes.end(),
-                       [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-}
-
 }  // namespace
 
 std::string error_body(int status, const std::string& message, const std::string& code, const std::string& param) {
@@ -72,7 +67,7 @@ json ApiReply::logprobs_of(const std::vector<int32_t>& token_ids, const std::vec
     } else {
       texts.push_back(text);
       offsets.push_back(num_characters);
-      if (!tokenizer_.is_special(token_ids[i])) num_characters += count_characters(bytes);
+      if (!tokenizer_.is_special(token_ids[i])) num_characters += count_utf8_characters(bytes);
     }
   }
   if (chat()) return {{"content", content}, {"refusal", nullptr}};

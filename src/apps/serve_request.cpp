@@ -11,7 +11,7 @@
 namespace temper {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 constexpr size_t kMaxStopStrings = 16, kMaxStopBytes = 1024;
 

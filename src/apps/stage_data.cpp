@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "data/held_out.h"
+#include "data/utf8.h"
 
 namespace temper {
 namespace {
@@ -21,10 +22,6 @@ DatasetOptions dataset_options(const DataSection& data, bool training) {
   options.max_prompt_length = data.max_prompt_length;
   options.skip_long = training;
   return options;
-}
-
-int64_t count_characters(std::string_view utf8) {
-  return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
 }
 
 std::vector<Prompt> first_prompts(const PromptDataset& dataset, int64_t count) {
@@ -103,7 +100,8 @@ std::optional<EvalText> make_eval_text(const std::string& path, const Tokenizer&
   if (eval.token_ids.size() < 2)
     throw FormatError("{}: eval.bits_per_char_path needs a text of at least two tokens, this one has {}.", path,
                       eval.token_ids.size());
-  eval.num_characters = count_characters(text) - count_characters(tokenizer.token_bytes(eval.token_ids.front()));
+  eval.num_characters =
+      count_utf8_characters(text) - count_utf8_characters(tokenizer.token_bytes(eval.token_ids.front()));
   return eval;
 }
 

@@ -11,7 +11,7 @@
 namespace temper {
 namespace {
 
-constexpr size_t kPerLayer = 4;
+constexpr size_t kProductsPerLayer = 4;
 constexpr int64_t kHeadColumns = 2048;  // blocks of the vocabulary, as losses take them
 constexpr int kRepeats = 3;
 
@@ -52,7 +52,7 @@ double TrainingGemmLimit::seconds(int64_t rows) const {
     return at::randn({rows, columns}, at::TensorOptions(device_)).to(compute_);
   };
   std::vector<at::Tensor> x, dy;
-  for (size_t i = 0; i < kPerLayer; ++i) {
+  for (size_t i = 0; i < kProductsPerLayer; ++i) {
     x.push_back(matrix(products_[i].forward.num_inputs()));
     dy.push_back(matrix(products_[i].forward.num_outputs()));
   }
@@ -75,7 +75,8 @@ double TrainingGemmLimit::seconds(int64_t rows) const {
   std::vector<double> times;
   for (int i = 0; i <= kRepeats; ++i) {
     const Stopwatch clock;
-    for (size_t p = 0; p + 1 < products_.size(); ++p) run(products_[p], x[p % kPerLayer], dy[p % kPerLayer]);
+    for (size_t p = 0; p + 1 < products_.size(); ++p)
+      run(products_[p], x[p % kProductsPerLayer], dy[p % kProductsPerLayer]);
     run_head();
     synchronize(device_);
     if (i > 0) times.push_back(clock.seconds());  // the first one touches memory

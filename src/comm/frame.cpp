@@ -11,7 +11,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little,
               "frames are little-endian, as every machine that runs Temper");
 
-constexpr uint32_t kMagic = 0x52504D54;  // "TMPR"
+constexpr uint32_t kFrameMagic = 0x52504D54;  // "TMPR"
 
 template <class T>
 void put(char* to, T value) {
@@ -38,7 +38,7 @@ uint64_t frame_checksum(uint16_t type, std::string_view payload) {
 }
 
 void encode_header(const FrameHeader& header, char* to) {
-  put(to, kMagic);
+  put(to, kFrameMagic);
   put(to + 4, header.version);
   put(to + 6, header.type);
   put(to + 8, header.payload_bytes);
@@ -53,7 +53,7 @@ DecodedFrame decode_frame(std::string_view bytes, uint64_t max_payload_bytes, ui
     return frame;
   };
   if (bytes.size() < 6) return with(FrameFault::kShort);
-  if (take<uint32_t>(bytes.data()) != kMagic) return with(FrameFault::kMagic);
+  if (take<uint32_t>(bytes.data()) != kFrameMagic) return with(FrameFault::kMagic);
   frame.header.version = take<uint16_t>(bytes.data() + 4);
   if (frame.header.version != kProtocolVersion) return with(FrameFault::kVersion);
   if (bytes.size() < kFrameHeaderBytes) return with(FrameFault::kShort);

@@ -27,7 +27,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMagic = 0x31545748524D54;  // "TMRHWT1"
+constexpr uint64_t kFileMagic = 0x31545748524D54;  // "TMRHWT1"
 constexpr size_t kFixedBytes = 3 * sizeof(uint64_t);
 constexpr size_t kPage = 4096;
 
@@ -44,7 +44,7 @@ std::string header_of(const std::vector<WeightManifest>& manifests) {
   for (const WeightManifest& manifest : manifests) header.text(encode(manifest));
   const std::string body = header.take();
   WireWriter whole;
-  whole.number(kMagic);
+  whole.number(kFileMagic);
   whole.number(static_cast<uint64_t>(body.size()));
   whole.number(xxh3_64(body));
   return whole.take() + body;
@@ -118,7 +118,7 @@ std::unique_ptr<WeightSet> read_weights(const std::string& path, std::pair<int64
   const auto magic = reader.number<uint64_t>();
   const auto body_bytes = reader.number<uint64_t>();
   const auto checksum = reader.number<uint64_t>();
-  if (magic != kMagic || body_bytes > size - kFixedBytes) throw FormatError("{}: is no file of weights.", path);
+  if (magic != kFileMagic || body_bytes > size - kFixedBytes) throw FormatError("{}: is no file of weights.", path);
   const size_t offset = data_offset(kFixedBytes + body_bytes);
   auto memory = std::make_unique<MappedWeights>(path, file.value(), size, offset, PROT_READ);
   const std::string_view body(reinterpret_cast<const char*>(memory->start()) + kFixedBytes, body_bytes);

@@ -11,10 +11,10 @@
 namespace temper {
 namespace {
 
-constexpr uint32_t kMagic = 0x52504D54;  // "TMPR"
+constexpr uint32_t kMessageMagic = 0x52504D54;  // "TMPR"
 constexpr size_t kHeaderBytes = 32;
 constexpr size_t kChecksumAt = 24;
-constexpr size_t kMaxNameBytes = 1024;  // of a worker's name and identities
+constexpr size_t kMaxWorkerNameBytes = 1024;  // of a worker's name and identities
 
 bool read_bool(WireReader& reader) {
   const auto value = reader.number<uint8_t>();
@@ -30,7 +30,7 @@ int64_t read_at_least(WireReader& reader, int64_t lowest, const char* what) {
 
 std::string read_name(WireReader& reader) {
   std::string name = reader.text();
-  if (name.size() > kMaxNameBytes) throw FormatError("a message has a name of {} bytes.", name.size());
+  if (name.size() > kMaxWorkerNameBytes) throw FormatError("a message has a name of {} bytes.", name.size());
   return name;
 }
 
@@ -219,7 +219,7 @@ uint64_t checksum(std::string_view bytes) {
 
 std::string encode(const RolloutMessage& message) {
   WireWriter writer;
-  writer.number(kMagic);
+  writer.number(kMessageMagic);
   writer.number(kRolloutProtocol);
   writer.number(static_cast<uint8_t>(message.body.index()));
   writer.number(uint8_t{0});
@@ -240,7 +240,7 @@ RolloutMessage decode_rollout_message(std::string_view bytes) {
     throw FormatError("a message of {} bytes; a header alone has {}.", bytes.size(), kHeaderBytes);
   WireReader header(bytes.substr(0, kHeaderBytes));
   const auto magic = header.number<uint32_t>();
-  if (magic != kMagic) throw FormatError("bytes that are no message of a rollout: they begin with {}.", magic);
+  if (magic != kMessageMagic) throw FormatError("bytes that are no message of a rollout: they begin with {}.", magic);
   const auto protocol = header.number<uint16_t>();
   if (protocol != kRolloutProtocol)
     throw FormatError("a message of protocol {}, this build speaks {}. Run one build everywhere.", protocol,

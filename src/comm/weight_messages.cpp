@@ -9,19 +9,19 @@
 namespace temper {
 namespace {
 
-constexpr size_t kMaxNameBytes = 1024;
+constexpr size_t kMaxTensorNameBytes = 1024;
 constexpr size_t kMaxDimensions = 16;
 constexpr size_t kChecksumDigits = 32;
 constexpr size_t kPartBytes = 8 + 1 + 8 + 8 + 8;    // of a part without name and dimensions
 constexpr int64_t kMaxElements = int64_t{1} << 48;  // of a tensor, and of all parts of a rank
 
-int64_t read_at_least(WireReader& reader, int64_t lowest, const char* what) {
+int64_t read_field(WireReader& reader, int64_t lowest, const char* what) {
   const auto value = reader.number<int64_t>();
   if (value < lowest) throw FormatError("a message about weights has {} for {}.", value, what);
   return value;
 }
 
-int64_t read_request(WireReader& reader) { return read_at_least(reader, 1, "the number of a request"); }
+int64_t read_request(WireReader& reader) { return read_field(reader, 1, "the number of a request"); }
 
 void read_checksum(WireReader& reader, std::string& checksum) {
   checksum = reader.text();
@@ -44,7 +44,7 @@ void write_part(const WeightPart& part, WireWriter& writer) {
 WeightPart read_part(WireReader& reader) {
   WeightPart part;
   part.name = reader.text();
-  if (part.name.empty() || part.name.size() > kMaxNameBytes)
+  if (part.name.empty() || part.name.size() > kMaxTensorNameBytes)
     throw FormatError("a tensor of weights has a name of {} bytes.", part.name.size());
   part.dtype = reader.choice(kLastWeightDtype);
   part.shape = reader.array<int64_t>();
@@ -98,7 +98,7 @@ std::string encode(const WeightOffer& offer) {
 WeightOffer decode_weight_offer(std::string_view bytes) {
   WireReader reader(bytes);
   WeightOffer offer;
-  offer.epoch = read_at_least(reader, 0, "an epoch");
+  offer.epoch = read_field(reader, 0, "an epoch");
   offer.versions = reader.array<PolicyVersion>();
   check_end(reader, "an offer of weights");
   const auto out_of_order =
@@ -122,9 +122,9 @@ WeightRequest decode_weight_request(std::string_view bytes) {
   WireReader reader(bytes);
   WeightRequest request;
   request.request = read_request(reader);
-  request.epoch = read_at_least(reader, 0, "an epoch");
-  request.version = read_at_least(reader, 0, "a version");
-  request.base = read_at_least(reader, -1, "a base version");
+  request.epoch = read_field(reader, 0, "an epoch");
+  request.version = read_field(reader, 0, "a version");
+  request.base = read_field(reader, -1, "a base version");
   request.base_checksum = reader.text();
   check_end(reader, "a request for weights");
   if (request.base_checksum.size() != (request.base < 0 ? 0 : kChecksumDigits))
@@ -150,10 +150,10 @@ WeightManifest decode_weight_manifest(std::string_view bytes) {
   WireReader reader(bytes);
   WeightManifest manifest;
   manifest.request = read_request(reader);
-  manifest.epoch = read_at_least(reader, 0, "an epoch");
-  manifest.version = read_at_least(reader, 0, "a version");
-  manifest.base = read_at_least(reader, -1, "a base version");
-  manifest.chunk_bytes = read_at_least(reader, 1, "the size of a chunk");
+  manifest.epoch = read_field(reader, 0, "an epoch");
+  manifest.version = read_field(reader, 0, "a version");
+  manifest.base = read_field(reader, -1, "a base version");
+  manifest.chunk_bytes = read_field(reader, 1, "the size of a chunk");
   read_checksum(reader, manifest.checksum);
   int64_t elements = 0;
   for (auto left = reader.length(kPartBytes); left > 0; --left) {
@@ -178,7 +178,7 @@ WeightChunk decode_weight_chunk(std::string_view bytes) {
   WireReader reader(bytes.substr(0, kWeightChunkHeaderBytes));
   WeightChunk chunk;
   chunk.request = read_request(reader);
-  chunk.index = read_at_least(reader, 0, "the number of a chunk");
+  chunk.index = read_field(reader, 0, "the number of a chunk");
   chunk.encoding = reader.choice(ChunkEncoding::kDelta);
   chunk.checksum = reader.number<uint64_t>();
   chunk.bytes = bytes.substr(kWeightChunkHeaderBytes);

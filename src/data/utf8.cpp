@@ -37,6 +37,11 @@ bool is_space(char32_t c) {
 
 }  // namespace
 
+int64_t count_utf8_characters(std::string_view bytes) {
+  return std::count_if(bytes.begin(), bytes.end(),
+                       [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+}
+
 size_t valid_utf8_prefix(std::string_view bytes) {
   size_t at = 0;
   while (at < bytes.size()) {

@@ -1,5 +1,6 @@
 // UTF-8 of tokenizer input and output: repair of invalid bytes and Unicode normalisation.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -8,6 +9,8 @@ namespace temper {
 
 // Each maximal invalid sequence becomes one U+FFFD, as in Python's errors="replace" and Rust's from_utf8_lossy.
 std::string to_valid_utf8(std::string_view bytes);
+// Of valid UTF-8, or of bytes of it cut anywhere: a character counts where it begins.
+int64_t count_utf8_characters(std::string_view bytes);
 // Length of the longest prefix that is valid UTF-8.
 size_t valid_utf8_prefix(std::string_view bytes);
 // Length of the begun character at the end that further bytes may complete; 0 where there is none.

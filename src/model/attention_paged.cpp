@@ -15,8 +15,6 @@ namespace temper {
 
 namespace {
 
-bool is_kernel_dtype(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16; }
-
 template <class TFrom, class TTo>
 void store_tokens(const at::Tensor& k, const at::Tensor& v, const at::Tensor& slots, const KvCache& cache) {
   const int64_t num_kv_heads = cache.num_kv_heads(), head_dim = cache.head_dim(), block_size = cache.block_size();

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "model/cpu_dispatch.h"
 #include "model/elementwise_device.h"
 #include "model/elementwise_kernels.h"
 
@@ -20,7 +21,6 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kChunkElements = 1 << 15;  // of a parallel task
 
-bool is_kernel_dtype(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16; }
 bool use_kernels(const at::Tensor& x, at::ScalarType out_dtype) {
   return x.device().is_cpu() && is_kernel_dtype(x.scalar_type()) && is_kernel_dtype(out_dtype);
 }

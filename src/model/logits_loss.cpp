@@ -13,7 +13,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kRows = 64;  // of logits alive at once
+constexpr int64_t kRowsAlive = 64;  // of logits alive at once
 
 // What a backward pass needs again. The heads belong to models that outlive the graph.
 struct Problem : torch::CustomClassHolder {
@@ -24,7 +24,7 @@ struct Problem : torch::CustomClassHolder {
 
 template <class Function>
 void for_each_piece(int64_t rows, Function function) {
-  for (int64_t begin = 0; begin < rows; begin += kRows) function(begin, std::min(kRows, rows - begin));
+  for (int64_t begin = 0; begin < rows; begin += kRowsAlive) function(begin, std::min(kRowsAlive, rows - begin));
 }
 
 // [rows, V] over the whole vocabulary; ranks that share the head put it together from their columns.

@@ -6,17 +6,17 @@
 namespace temper {
 namespace {
 
-using Json = nlohmann::ordered_json;  // keys keep the order in which they were read
+using OrderedJson = nlohmann::ordered_json;  // keys keep the order in which they were read
 
-Json ids_to_json(const std::vector<int64_t>& ids) {
+OrderedJson ids_to_json(const std::vector<int64_t>& ids) {
   if (ids.empty()) return nullptr;
-  return ids.size() == 1 ? Json(ids.front()) : Json(ids);
+  return ids.size() == 1 ? OrderedJson(ids.front()) : OrderedJson(ids);
 }
 
-Json maybe_to_json(const std::optional<int64_t>& id) { return id ? Json(*id) : Json(nullptr); }
+OrderedJson maybe_to_json(const std::optional<int64_t>& id) { return id ? OrderedJson(*id) : OrderedJson(nullptr); }
 
-Json rope_scaling_to_json(const RopeScaling& scaling) {
-  Json json;
+OrderedJson rope_scaling_to_json(const RopeScaling& scaling) {
+  OrderedJson json;
   switch (scaling.kind) {
     case RopeScaling::Kind::kNone:
       return nullptr;
@@ -44,22 +44,22 @@ Json rope_scaling_to_json(const RopeScaling& scaling) {
 }
 
 // Every field of ours under its name in config.json.
-Json fields_to_json(const ModelConfig& config) {
-  Json json = {{"architectures", Json::array({architecture_name(config)})},
-               {"model_type", std::string(family_name(config.family))},
-               {"vocab_size", config.vocab_size},
-               {"hidden_size", config.hidden_size},
-               {"intermediate_size", config.intermediate_size},
-               {"num_hidden_layers", config.num_layers},
-               {"num_attention_heads", config.num_heads},
-               {"num_key_value_heads", config.num_kv_heads},
-               {"head_dim", config.head_dim},
-               {"hidden_act", "silu"},
-               {"max_position_embeddings", config.max_position_embeddings},
-               {"rms_norm_eps", config.rms_norm_eps},
-               {"rope_theta", config.rope_theta},
-               {"rope_scaling", rope_scaling_to_json(config.rope_scaling)},
-               {"tie_word_embeddings", config.tie_word_embeddings}};
+OrderedJson fields_to_json(const ModelConfig& config) {
+  OrderedJson json = {{"architectures", OrderedJson::array({architecture_name(config)})},
+                      {"model_type", std::string(family_name(config.family))},
+                      {"vocab_size", config.vocab_size},
+                      {"hidden_size", config.hidden_size},
+                      {"intermediate_size", config.intermediate_size},
+                      {"num_hidden_layers", config.num_layers},
+                      {"num_attention_heads", config.num_heads},
+                      {"num_key_value_heads", config.num_kv_heads},
+                      {"head_dim", config.head_dim},
+                      {"hidden_act", "silu"},
+                      {"max_position_embeddings", config.max_position_embeddings},
+                      {"rms_norm_eps", config.rms_norm_eps},
+                      {"rope_theta", config.rope_theta},
+                      {"rope_scaling", rope_scaling_to_json(config.rope_scaling)},
+                      {"tie_word_embeddings", config.tie_word_embeddings}};
   if (!config.lm_head) json["id2label"] = {{"0", "LABEL_0"}}, json["label2id"] = {{"LABEL_0", 0}};
   if (config.family != ModelFamily::kQwen2) json["attention_bias"] = config.qkv_bias;
   if (config.family == ModelFamily::kLlama) json["mlp_bias"] = config.mlp_bias;
@@ -82,16 +82,16 @@ std::string dtype_name(c10::ScalarType dtype) {
 }  // namespace
 
 std::string to_config_json(const ModelConfig& config, c10::ScalarType dtype) {
-  Json json;
-  const Json ours = fields_to_json(config);
+  OrderedJson json;
+  const OrderedJson ours = fields_to_json(config);
   if (config.source_json.empty()) {
     json = ours;
     json["bos_token_id"] = maybe_to_json(config.bos_token_id);
     json["eos_token_id"] = ids_to_json(config.eos_token_ids);
     json["pad_token_id"] = maybe_to_json(config.pad_token_id);
   } else {
-    json = Json::parse(config.source_json);
-    const Json before = fields_to_json(parse_model_config(config.source_json, "config.json as loaded"));
+    json = OrderedJson::parse(config.source_json);
+    const OrderedJson before = fields_to_json(parse_model_config(config.source_json, "config.json as loaded"));
     for (const auto& [key, value] : ours.items())
       if (!before.contains(key) || before.at(key) != value) json[key] = value;
     // transformers 4 does not read rope_parameters; both versions read these two
@@ -106,9 +106,9 @@ std::string to_config_json(const ModelConfig& config, c10::ScalarType dtype) {
 }
 
 std::string to_generation_config_json(const ModelConfig& config) {
-  Json json = Json::object();
+  OrderedJson json = OrderedJson::object();
   if (!config.source_generation_json.empty()) {
-    json = Json::parse(config.source_generation_json);
+    json = OrderedJson::parse(config.source_generation_json);
   } else {
     if (config.bos_token_id) json["bos_token_id"] = *config.bos_token_id;
     if (config.pad_token_id) json["pad_token_id"] = *config.pad_token_id;

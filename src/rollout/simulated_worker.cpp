@@ -9,7 +9,7 @@ int64_t to_ms(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(time.time_since_epoch()).count();
 }
 
-constexpr auto kTick = std::chrono::milliseconds(100);
+constexpr auto kLongestSleep = std::chrono::milliseconds(100);
 
 }  // namespace
 
@@ -33,7 +33,7 @@ std::vector<float> SimulatedWorker::take_lease_ms() {
 // produces: groups; consumes: leases; waits for: messages, the end of a pause; is unblocked by: the hub, every 100 ms.
 void SimulatedWorker::work() {
   while (!closing_) {
-    const Clock::time_point soon = Clock::now() + kTick;
+    const Clock::time_point soon = Clock::now() + kLongestSleep;
     const auto message = channel_.receive(answers_.empty() ? soon : std::min(soon, answers_.front().at));
     if (message && message->type >= kFirstApplicationType)
       machine_.receive(decode_rollout_message(message->payload()), to_ms(Clock::now()));

@@ -15,13 +15,13 @@ namespace temper {
 namespace {
 
 // Completions that are computed together, and the rows that takes.
-struct Unit {
+struct GroupRows {
   std::vector<int64_t> completions;
   int64_t rows = 0;
 };
 
-std::vector<Unit> units_of(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) {
-  std::vector<Unit> units;
+std::vector<GroupRows> units_of(const StepBatch& batch, const std::vector<int64_t>& completions, bool whole_groups) {
+  std::vector<GroupRows> units;
   int64_t group = -1;
   for (const int64_t i : completions) {
     const StepBatch::Sequence& sequence = batch.sequences[static_cast<size_t>(i)];
@@ -81,12 +81,12 @@ std::vector<int64_t> Ranks::own(const StepBatch& batch, const std::vector<int64_
                                 bool whole_groups) const {
   const Ranks data = data_parallel();
   if (data.size() == 1) return completions;
-  std::vector<Unit> units = units_of(batch, completions, /*whole_groups=*/true);
+  std::vector<GroupRows> units = units_of(batch, completions, /*whole_groups=*/true);
   if (!whole_groups && static_cast<int64_t>(units.size()) < 2 * data.size())
     units = units_of(batch, completions, false);
-  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.rows > b.rows; });
+  std::stable_sort(units.begin(), units.end(), [](const GroupRows& a, const GroupRows& b) { return a.rows > b.rows; });
   std::vector<int64_t> work(static_cast<size_t>(data.size()), 0), own;
-  for (const Unit& unit : units) {
+  for (const GroupRows& unit : units) {
     const auto least = std::min_element(work.begin(), work.end()) - work.begin();
     work[static_cast<size_t>(least)] += unit.rows;
     if (least == data.rank()) own.insert(own.end(), unit.completions.begin(), unit.completions.end());

@@ -102,7 +102,7 @@ void save_on(const World& world, const std::string& folder, int64_t step, int ke
 }
 
 // Counts what is read of the HDF5 files.
-class CountingFileSystem : public QuickFileSystem {
+class DataCountingFileSystem : public QuickFileSystem {
  public:
   std::atomic<int64_t> bytes_read{0};
   int open(const std::string& path, int flags, mode_t mode) override {
@@ -141,7 +141,7 @@ TEST_F(Together, AnyNumberOfRanksLoadsWhatAnyNumberSavedAndReadsLittleElse) {
     for (const World& loading : worlds) {
       std::atomic<int64_t> read{0}, needed{0};
       on_thread_ranks(loading.ranks, kComm, [&](Communicator& comm) {
-        CountingFileSystem files;
+        DataCountingFileSystem files;
         CheckpointStore store(files, folder, 5, &comm);
         const auto parts = blank_parts(loading, comm.rank());
         const auto loaded = store.load_newest([&](const CheckpointHeader&) { return parts; });
@@ -266,7 +266,7 @@ TEST_F(Together, OldCheckpointsGoOnceAllRanksHaveReadTheNewOne) {
   const World world{3};
   std::atomic<int> readers{0};
   on_thread_ranks(world.ranks, kComm, [&](Communicator& comm) {
-    CountingFileSystem files;
+    DataCountingFileSystem files;
     CheckpointStore store(files, folder_.path(), 2, &comm);
     for (int64_t step = 1; step <= 4; ++step) store.save(state_of(world, comm.rank(), step));
     if (files.bytes_read > 0) ++readers;

@@ -12,7 +12,7 @@ namespace {
 
 using Bytes = std::vector<std::byte>;
 
-Bytes random_bytes(size_t size, uint64_t seed) {
+Bytes random_weights(size_t size, uint64_t seed) {
   SplitMix64 random(seed);
   Bytes bytes(size);
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.next());
@@ -21,7 +21,7 @@ Bytes random_bytes(size_t size, uint64_t seed) {
 
 TEST(WeightDelta, GivesTheNextVersionBitForBit) {
   for (const size_t size : {0, 1, 7, 8, 9, 1000, 1 << 20}) {
-    const Bytes base = random_bytes(size, 1), next = random_bytes(size, 2);
+    const Bytes base = random_weights(size, 1), next = random_weights(size, 2);
     Bytes weights = base;
     apply_delta(encode_delta(base, next), weights);
     EXPECT_EQ(weights, next) << size;
@@ -29,7 +29,7 @@ TEST(WeightDelta, GivesTheNextVersionBitForBit) {
 }
 
 TEST(WeightDelta, AChainEndsWhereTheLastVersionIs) {
-  Bytes version = random_bytes(10'001, 3), reader = version;
+  Bytes version = random_weights(10'001, 3), reader = version;
   SplitMix64 random(4);
   for (int step = 0; step < 20; ++step) {
     Bytes next = version;
@@ -44,7 +44,7 @@ TEST(WeightDelta, AChainEndsWhereTheLastVersionIs) {
 }
 
 TEST(WeightDelta, WhatIsCutOrOfAnotherSizeChangesNothing) {
-  const Bytes base = random_bytes(1000, 5), next = random_bytes(1000, 6);
+  const Bytes base = random_weights(1000, 5), next = random_weights(1000, 6);
   const std::string delta = encode_delta(base, next);
   Bytes weights = base;
   for (size_t size = 0; size < delta.size(); size += 13)

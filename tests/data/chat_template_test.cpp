@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "data/prompt_encoder.h"
+#include "tests/data/chat_ml.h"
 #include "tests/data/scratch_directory.h"
 
 namespace temper {
@@ -16,11 +17,6 @@ namespace {
 using nlohmann::json;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-constexpr const char* kChatMl =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 json fixture() { return json::parse(read_file(std::string(TEMPER_TEST_DATA) + "/chat_templates.json")); }
 

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "data/held_out.h"
 #include "data/overlap.h"
+#include "tests/data/chat_ml.h"
 #include "tests/data/scratch_directory.h"
 
 namespace temper {
@@ -16,11 +17,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Pair;
 using Ids = std::vector<int32_t>;
-
-constexpr const char* kChatMl =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 class Dataset : public testing::Test {
  protected:

@@ -17,7 +17,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 namespace fs = std::filesystem;
 
-const fs::path kData = TEMPER_TEST_DATA;
+const fs::path kModels = TEMPER_TEST_DATA;
 
 class HfDirectory : public testing::Test {
  protected:
@@ -31,7 +31,7 @@ class HfDirectory : public testing::Test {
   // A copy of a fixture, to be spoilt.
   std::string copy(const std::string& name) {
     fs::remove_all(folder_ / name);
-    fs::copy(kData / name, folder_ / name);
+    fs::copy(kModels / name, folder_ / name);
     return (folder_ / name).string();
   }
   static void replace_in(const fs::path& path, const std::string& from, const std::string& to) {
@@ -69,9 +69,9 @@ class HfDirectory : public testing::Test {
 TEST_F(HfDirectory, ModelsLoadAsFloatsWithTheDtypeOfTheirFile) {
   for (const auto& [name, dtype] : std::vector<std::pair<std::string, at::ScalarType>>{
            {"llama", at::kFloat}, {"llama_bias", at::kHalf}, {"qwen2", at::kBFloat16}, {"qwen3", at::kBFloat16}}) {
-    const LoadedModel model = load_model((kData / name).string());
+    const LoadedModel model = load_model((kModels / name).string());
     EXPECT_EQ(model.stored_dtype, dtype) << name;
-    const SafetensorsFile file((kData / name / "model.safetensors").string());
+    const SafetensorsFile file((kModels / name / "model.safetensors").string());
     EXPECT_EQ(file.entries().size(), model.parameters.specs().size()) << name;
     for (const ParameterSpec& spec : model.parameters.specs())
       EXPECT_TRUE(at::equal(model.parameters[spec.name], file.read(spec.name).to(at::kFloat)))
@@ -80,8 +80,8 @@ TEST_F(HfDirectory, ModelsLoadAsFloatsWithTheDtypeOfTheirFile) {
 }
 
 TEST_F(HfDirectory, ShardedModelsLoadWhole) {
-  const LoadedModel model = load_model((kData / "qwen2_yarn").string());
-  const SafetensorsFile second((kData / "qwen2_yarn" / "model-00002-of-00002.safetensors").string());
+  const LoadedModel model = load_model((kModels / "qwen2_yarn").string());
+  const SafetensorsFile second((kModels / "qwen2_yarn" / "model-00002-of-00002.safetensors").string());
   EXPECT_TRUE(at::equal(model.parameters["lm_head.weight"], second.read("lm_head.weight").to(at::kFloat)));
   for (const ParameterSpec& spec : model.parameters.specs())
     EXPECT_GT(model.parameters[spec.name].abs().sum().item<float>(), 0.0f) << spec.name;
@@ -89,10 +89,10 @@ TEST_F(HfDirectory, ShardedModelsLoadWhole) {
 
 TEST_F(HfDirectory, ExportInTheLoadedDtypeHasTheSameBytes) {
   for (const char* name : {"llama", "llama_bias", "qwen2", "qwen3"}) {
-    const LoadedModel model = load_model((kData / name).string());
+    const LoadedModel model = load_model((kModels / name).string());
     write_model_files(folder_.string(), model.config, model.parameters, model.stored_dtype);
     EXPECT_EQ(read_file((folder_ / "model.safetensors").string()),
-              read_file((kData / name / "model.safetensors").string()))
+              read_file((kModels / name / "model.safetensors").string()))
         << name;
     const LoadedModel back = load_model(folder_.string());
     EXPECT_TRUE(at::equal(back.parameters.flat(), model.parameters.flat())) << name;
@@ -102,7 +102,7 @@ TEST_F(HfDirectory, ExportInTheLoadedDtypeHasTheSameBytes) {
 }
 
 TEST_F(HfDirectory, ExportInAnotherDtypeRounds) {
-  const LoadedModel model = load_model((kData / "llama").string());
+  const LoadedModel model = load_model((kModels / "llama").string());
   write_model_files(folder_.string(), model.config, model.parameters, at::kBFloat16);
   const LoadedModel back = load_model(folder_.string());
   EXPECT_EQ(back.stored_dtype, at::kBFloat16);
@@ -145,7 +145,7 @@ TEST_F(HfDirectory, CopiesOfTheTiedEmbeddingAndOldBuffersAreLeftUnread) {
     items.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", at::ones({4})});
   });
   EXPECT_TRUE(
-      at::equal(load_model(directory).parameters.flat(), load_model((kData / "qwen3").string()).parameters.flat()));
+      at::equal(load_model(directory).parameters.flat(), load_model((kModels / "qwen3").string()).parameters.flat()));
 }
 
 TEST_F(HfDirectory, IntegerWeightsAreRefused) {

@@ -16,8 +16,6 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-const std::string kData = TEMPER_TEST_DATA;
-
 json minimal(const std::string& model_type, const std::string& architecture) {
   return {{"model_type", model_type}, {"architectures", {architecture}}, {"vocab_size", 100},       {"hidden_size", 64},
           {"intermediate_size", 96},  {"num_hidden_layers", 3},          {"num_attention_heads", 4}};
@@ -27,7 +25,7 @@ json llama() { return minimal("llama", "LlamaForCausalLM"); }
 
 ModelConfig parse(const json& text) { return parse_model_config(text.dump(), "config.json"); }
 
-std::string message_of(const json& text) {
+std::string message_of_config(const json& text) {
   try {
     parse(text);
   } catch (const FormatError& error) {
@@ -98,7 +96,7 @@ TEST(ModelConfig, RopeScalingIsReadInEachSpelling) {
 }
 
 TEST(ModelConfig, GenerationConfigDecidesTheStopTokens) {
-  const ModelConfig config = load_model_config(kData + "/llama");
+  const ModelConfig config = load_model_config(TEMPER_TEST_DATA "/llama");
   EXPECT_THAT(config.eos_token_ids, ElementsAre(2, 3));
   EXPECT_EQ(config.bos_token_id, 1);
   EXPECT_EQ(config.pad_token_id, 0);
@@ -107,39 +105,43 @@ TEST(ModelConfig, GenerationConfigDecidesTheStopTokens) {
 }
 
 TEST(ModelConfig, UnsupportedModelsAreRefusedWithWhatIsSupported) {
-  EXPECT_THAT(message_of(minimal("mistral", "MistralForCausalLM")),
+  EXPECT_THAT(message_of_config(minimal("mistral", "MistralForCausalLM")),
               AllOf(HasSubstr("config.json"), HasSubstr("MistralForCausalLM"), HasSubstr("'mistral'"),
                     HasSubstr("LlamaForCausalLM"), HasSubstr("Qwen3ForCausalLM"), HasSubstr("choose such a model")));
-  EXPECT_THAT(message_of(minimal("llama", "LlamaForTokenClassification")), HasSubstr("LlamaForTokenClassification"));
-  EXPECT_THAT(message_of({{"vocab_size", 3}}), HasSubstr("is not supported"));
-  EXPECT_THAT(message_of(with(llama(), "hidden_act", "gelu")),
+  EXPECT_THAT(message_of_config(minimal("llama", "LlamaForTokenClassification")),
+              HasSubstr("LlamaForTokenClassification"));
+  EXPECT_THAT(message_of_config({{"vocab_size", 3}}), HasSubstr("is not supported"));
+  EXPECT_THAT(message_of_config(with(llama(), "hidden_act", "gelu")),
               AllOf(HasSubstr("hidden_act is 'gelu'"), HasSubstr("silu")));
-  EXPECT_THAT(message_of(with(minimal("qwen2", "Qwen2ForCausalLM"), "use_sliding_window", true)),
+  EXPECT_THAT(message_of_config(with(minimal("qwen2", "Qwen2ForCausalLM"), "use_sliding_window", true)),
               AllOf(HasSubstr("use_sliding_window"), HasSubstr("Set use_sliding_window to false")));
-  EXPECT_THAT(message_of(with(llama(), "layer_types", {"full_attention", "sliding_attention"})),
+  EXPECT_THAT(message_of_config(with(llama(), "layer_types", {"full_attention", "sliding_attention"})),
               HasSubstr("sliding-window"));
-  EXPECT_THAT(message_of(with(llama(), "rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2}})),
+  EXPECT_THAT(message_of_config(with(llama(), "rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2}})),
               AllOf(HasSubstr("rope_scaling: rope_type is 'dynamic'"), HasSubstr("linear, llama3 and yarn")));
-  EXPECT_THAT(message_of(with(llama(), "quantization_config", {{"bits", 4}})), HasSubstr("Take the unquantised model"));
-  EXPECT_THAT(message_of(with(llama(), "partial_rotary_factor", 0.5)), HasSubstr("partial_rotary_factor is 0.5"));
+  EXPECT_THAT(message_of_config(with(llama(), "quantization_config", {{"bits", 4}})),
+              HasSubstr("Take the unquantised model"));
+  EXPECT_THAT(message_of_config(with(llama(), "partial_rotary_factor", 0.5)),
+              HasSubstr("partial_rotary_factor is 0.5"));
 }
 
 TEST(ModelConfig, ImpossibleValuesNameTheKeyAndTheFix) {
   json no_size = llama();
   no_size.erase("hidden_size");
-  EXPECT_THAT(message_of(no_size), AllOf(HasSubstr("key hidden_size is missing"), HasSubstr("Add it")));
-  EXPECT_THAT(message_of(with(llama(), "hidden_size", "64")), HasSubstr("hidden_size is \"64\", an integer is needed"));
-  EXPECT_THAT(message_of(with(llama(), "num_hidden_layers", 0)), HasSubstr("num_hidden_layers is 0"));
-  EXPECT_THAT(message_of(with(llama(), "vocab_size", -1)), HasSubstr("vocab_size is -1"));
-  EXPECT_THAT(message_of(with(llama(), "num_key_value_heads", 3)), HasSubstr("num_key_value_heads 3"));
-  EXPECT_THAT(message_of(with(llama(), "num_attention_heads", 5)), HasSubstr("add head_dim"));
-  EXPECT_THAT(message_of(with(llama(), "head_dim", 15)), HasSubstr("head_dim is 15"));
-  EXPECT_THAT(message_of(with(llama(), "rope_theta", 0)), HasSubstr("rope_theta is 0"));
-  EXPECT_THAT(message_of(with(llama(), "tie_word_embeddings", 1)), HasSubstr("true or false"));
-  EXPECT_THAT(message_of(with(llama(), "rope_scaling", {{"rope_type", "linear"}})),
+  EXPECT_THAT(message_of_config(no_size), AllOf(HasSubstr("key hidden_size is missing"), HasSubstr("Add it")));
+  EXPECT_THAT(message_of_config(with(llama(), "hidden_size", "64")),
+              HasSubstr("hidden_size is \"64\", an integer is needed"));
+  EXPECT_THAT(message_of_config(with(llama(), "num_hidden_layers", 0)), HasSubstr("num_hidden_layers is 0"));
+  EXPECT_THAT(message_of_config(with(llama(), "vocab_size", -1)), HasSubstr("vocab_size is -1"));
+  EXPECT_THAT(message_of_config(with(llama(), "num_key_value_heads", 3)), HasSubstr("num_key_value_heads 3"));
+  EXPECT_THAT(message_of_config(with(llama(), "num_attention_heads", 5)), HasSubstr("add head_dim"));
+  EXPECT_THAT(message_of_config(with(llama(), "head_dim", 15)), HasSubstr("head_dim is 15"));
+  EXPECT_THAT(message_of_config(with(llama(), "rope_theta", 0)), HasSubstr("rope_theta is 0"));
+  EXPECT_THAT(message_of_config(with(llama(), "tie_word_embeddings", 1)), HasSubstr("true or false"));
+  EXPECT_THAT(message_of_config(with(llama(), "rope_scaling", {{"rope_type", "linear"}})),
               HasSubstr("rope_scaling: key factor is missing"));
-  EXPECT_THAT(message_of(with(llama(), "eos_token_id", "</s>")), HasSubstr("a list of integers"));
-  EXPECT_THAT(message_of(json::array({1})), HasSubstr("a JSON object is needed"));
+  EXPECT_THAT(message_of_config(with(llama(), "eos_token_id", "</s>")), HasSubstr("a list of integers"));
+  EXPECT_THAT(message_of_config(json::array({1})), HasSubstr("a JSON object is needed"));
   EXPECT_THROW(parse_model_config("{\"vocab_size\": ", "config.json"), FormatError);
 }
 
@@ -150,11 +152,11 @@ TEST(ModelConfig, AbsentFolderAndAbsentFileAreIoErrors) {
   } catch (const IoError& error) {
     EXPECT_THAT(error.what(), AllOf(HasSubstr("some/hub-name: no such model folder"), HasSubstr("Give the path")));
   }
-  EXPECT_THROW(load_model_config(kData), IoError);
+  EXPECT_THROW(load_model_config(TEMPER_TEST_DATA), IoError);
 }
 
 TEST(ModelConfig, ExportCarriesUnknownKeysAndChangesTheDtypeAlone) {
-  const ModelConfig config = load_model_config(kData + "/llama");
+  const ModelConfig config = load_model_config(TEMPER_TEST_DATA "/llama");
   json before = json::parse(config.source_json);
   const json after = json::parse(to_config_json(config, at::kBFloat16));
   before["dtype"] = "bfloat16";
@@ -178,7 +180,7 @@ TEST(ModelConfig, ExportOfRopeParametersIsReadableByBothVersionsOfTransformers) 
 
 TEST(ModelConfig, NewModelsReadBackAsTheyWere) {
   for (const char* name : {"llama", "llama_bias", "qwen2", "qwen2_yarn", "qwen3"}) {
-    const ModelConfig config = load_model_config(kData + "/" + name);
+    const ModelConfig config = load_model_config(std::string(TEMPER_TEST_DATA "/") + name);
     ModelConfig fresh = config;
     fresh.source_json.clear();
     fresh.source_generation_json.clear();

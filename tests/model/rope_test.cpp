@@ -13,14 +13,12 @@ namespace {
 
 using nlohmann::json;
 
-const std::string kData = TEMPER_TEST_DATA;
-
 double worst_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 // Angles at position 8191 agree to 1e-4 only if the frequencies agree to their last bits.
 TEST(Rope, TablesEqualThoseOfTransformersForEveryKindOfScaling) {
-  const json fixture = json::parse(read_file(kData + "/rope_cases.json"));
-  const SafetensorsFile expected(kData + "/rope_expected.safetensors");
+  const json fixture = json::parse(read_file(TEMPER_TEST_DATA "/rope_cases.json"));
+  const SafetensorsFile expected(TEMPER_TEST_DATA "/rope_expected.safetensors");
   const auto positions = fixture.at("positions").get<std::vector<int64_t>>();
   ASSERT_EQ(fixture.at("cases").size(), 6u);
   for (const auto& [name, keys] : fixture.at("cases").items()) {
@@ -41,7 +39,7 @@ TEST(Rope, TablesEqualThoseOfTransformersForEveryKindOfScaling) {
 }
 
 TEST(Rope, PositionZeroIsNotRotated) {
-  const ModelConfig config = load_model_config(kData + "/qwen3");
+  const ModelConfig config = load_model_config(TEMPER_TEST_DATA "/qwen3");
   const RopeTable table = rope_table(config, 3);
   EXPECT_TRUE(at::equal(table.cos.select(0, 0), at::ones({4})));
   EXPECT_TRUE(at::equal(table.sin.select(0, 0), at::zeros({4})));

@@ -17,8 +17,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-const std::string kData = TEMPER_TEST_DATA;
-
 class Safetensors : public testing::Test {
  protected:
   void SetUp() override {
@@ -78,7 +76,7 @@ TEST_F(Safetensors, WhatIsWrittenIsReadInEveryDtype) {
 // Fixtures were written by the safetensors library.
 TEST_F(Safetensors, FilesAreByteForByteThoseOfTheLibrary) {
   for (const char* name : {"llama", "llama_bias", "qwen2", "qwen3"}) {
-    const std::string original = kData + "/" + name + "/model.safetensors";
+    const std::string original = std::string(TEMPER_TEST_DATA "/") + name + "/model.safetensors";
     const SafetensorsFile file(original);
     std::vector<SafetensorsItem> items;
     for (const SafetensorsEntry& entry : file.entries()) items.push_back({entry.name, file.read(entry.name)});
@@ -103,7 +101,7 @@ TEST_F(Safetensors, DataThatIsNotAlignedIsRead) {
 }
 
 TEST_F(Safetensors, EveryTruncationIsAFormatError) {
-  const std::string whole = read_file(kData + "/qwen3/model.safetensors");
+  const std::string whole = read_file(TEMPER_TEST_DATA "/qwen3/model.safetensors");
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, whole.data(), 8);
   for (const size_t kept :
@@ -155,7 +153,7 @@ TEST_F(Safetensors, HeadersThatAreNoJsonAreRefused) {
 }
 
 TEST_F(Safetensors, FlippedBytesOfTheHeaderAreReadOrRefusedButNeverFollowedOutOfTheFile) {
-  const std::string whole = read_file(kData + "/llama/model.safetensors");
+  const std::string whole = read_file(TEMPER_TEST_DATA "/llama/model.safetensors");
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, whole.data(), 8);
   SplitMix64 random(1);

@@ -16,13 +16,13 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-at::Tensor randn(at::IntArrayRef shape, int64_t seed, double scale = 1) {
+at::Tensor scaled_randn(at::IntArrayRef shape, int64_t seed, double scale = 1) {
   return at::randn(shape, at::detail::createCPUGenerator(seed), at::TensorOptions().dtype(at::kFloat)) * scale;
 }
 at::Tensor random_targets(int64_t count, int64_t vocab) {
   return at::randint(0, vocab, {count}, at::detail::createCPUGenerator(5), at::kLong);
 }
-double largest_error(const at::Tensor& a, const at::Tensor& b) {
+double largest_gap(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
@@ -45,12 +45,12 @@ INSTANTIATE_TEST_SUITE_P(Levels, VocabAtEveryLevel,
 TEST_P(VocabAtEveryLevel, StatisticsEqualLogSoftmaxInF64) {
   for (const int64_t vocab : {1, 3, 16, 63, 64, 1000, 1025, 49152})
     for (const double temperature : {1.0, 0.7, 2.0}) {
-      const at::Tensor logits = randn({6, vocab}, vocab, 4), targets = random_targets(6, vocab);
+      const at::Tensor logits = scaled_randn({6, vocab}, vocab, 4), targets = random_targets(6, vocab);
       const VocabStatistics ours = vocab_statistics(logits, 1 / temperature, targets, true);
       const at::Tensor exact = at::log_softmax(logits.to(at::kDouble) / temperature, -1);
       const at::Tensor logprob = exact.gather(1, targets.unsqueeze(1)).squeeze(1);
-      EXPECT_LT(largest_error(ours.target_logits - ours.logsumexp, logprob), 4e-6) << vocab;
-      EXPECT_LT(largest_error(ours.entropy, -(exact.exp() * exact).sum(-1)), 4e-6) << vocab;
+      EXPECT_LT(largest_gap(ours.target_logits - ours.logsumexp, logprob), 4e-6) << vocab;
+      EXPECT_LT(largest_gap(ours.entropy, -(exact.exp() * exact).sum(-1)), 4e-6) << vocab;
       EXPECT_TRUE(at::equal(row_logsumexp(logits, 1 / temperature), ours.logsumexp));
       EXPECT_TRUE(at::equal(row_entropy(logits, 1 / temperature), ours.entropy));
     }
@@ -70,8 +70,8 @@ TEST_P(VocabAtEveryLevel, TheExponentialIsGoodToAFewUnitsInTheLastPlace) {
 TEST_P(VocabAtEveryLevel, BackwardEqualsAutogradOfLogSoftmax) {
   for (const int64_t vocab : {1, 7, 64, 1000, 5003}) {
     const double temperature = 0.8;
-    const at::Tensor logits = randn({5, vocab}, vocab, 3), targets = random_targets(5, vocab);
-    const at::Tensor grad = randn({5}, 1), entropy_grad = randn({5}, 2);
+    const at::Tensor logits = scaled_randn({5, vocab}, vocab, 3), targets = random_targets(5, vocab);
+    const at::Tensor grad = scaled_randn({5}, 1), entropy_grad = scaled_randn({5}, 2);
     const at::Tensor leaf = logits.to(at::kDouble).set_requires_grad(true);
     const at::Tensor log_p = at::log_softmax(leaf / temperature, -1);
     const at::Tensor logprob = log_p.gather(1, targets.unsqueeze(1)).squeeze(1);
@@ -81,16 +81,16 @@ TEST_P(VocabAtEveryLevel, BackwardEqualsAutogradOfLogSoftmax) {
     const VocabStatistics statistics = vocab_statistics(logits, 1 / temperature, targets, true);
     at::Tensor ours = logits.clone();
     logits_backward_(ours, 1 / temperature, targets, statistics.logsumexp, grad);
-    EXPECT_LT(largest_error(ours, exact_plain), 3e-6);
+    EXPECT_LT(largest_gap(ours, exact_plain), 3e-6);
     ours = logits.clone();
     logits_backward_(ours, 1 / temperature, targets, statistics.logsumexp, grad, statistics.entropy, entropy_grad);
-    EXPECT_LT(largest_error(ours, exact), 5e-6);
+    EXPECT_LT(largest_gap(ours, exact), 5e-6);
   }
 }
 
 TEST_P(VocabAtEveryLevel, DrawsFollowTheInverseOfTheCumulativeDistribution) {
   for (const int64_t vocab : {1, 5, 17, 1024, 3000}) {
-    const at::Tensor logits = randn({1, vocab}, vocab, 3);
+    const at::Tensor logits = scaled_randn({1, vocab}, vocab, 3);
     const at::Tensor cumulative = at::softmax(logits[0].to(at::kDouble) / 1.3, 0).cumsum(0);
     for (int i = 0; i < 200; ++i) {
       const double u = (i + 0.5) / 200;
@@ -105,7 +105,7 @@ TEST_P(VocabAtEveryLevel, DrawsFollowTheInverseOfTheCumulativeDistribution) {
 }
 
 TEST(VocabKernels, BlocksOfTheVocabularyGiveTheGradientOfTheWhole) {
-  const at::Tensor logits = randn({6, 100}, 1, 2), targets = random_targets(6, 100), grad = randn({6}, 2);
+  const at::Tensor logits = scaled_randn({6, 100}, 1, 2), targets = random_targets(6, 100), grad = scaled_randn({6}, 2);
   const VocabStatistics whole = vocab_statistics(logits, 0.9, targets, true);
   at::Tensor expected = logits.clone();
   logits_backward_(expected, 0.9, targets, whole.logsumexp, grad, whole.entropy, grad);
@@ -113,12 +113,12 @@ TEST(VocabKernels, BlocksOfTheVocabularyGiveTheGradientOfTheWhole) {
     for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{{0, 37}, {37, 64}, {64, 100}}) {
       at::Tensor block = logits.slice(1, begin, end).contiguous().to(dtype);
       logits_backward_(block, 0.9, targets - begin, whole.logsumexp, grad, whole.entropy, grad);
-      EXPECT_LT(largest_error(block, expected.slice(1, begin, end)), 1e-6);
+      EXPECT_LT(largest_gap(block, expected.slice(1, begin, end)), 1e-6);
     }
 }
 
 TEST(VocabKernels, TargetsOutsideTheBlockCountAsZero) {
-  const at::Tensor logits = randn({3, 10}, 1);
+  const at::Tensor logits = scaled_randn({3, 10}, 1);
   const VocabStatistics statistics = vocab_statistics(logits, 1.0, at::arange(3, at::kLong) * 10 - 10, false);
   EXPECT_EQ(statistics.target_logits[0].item<float>(), 0);
   EXPECT_EQ(statistics.target_logits[1].item<float>(), logits[1][0].item<float>());
@@ -132,13 +132,13 @@ TEST(VocabKernels, MaskedLogitsHaveNoProbabilityAndHarmNothing) {
   EXPECT_NEAR(statistics.entropy[0].item<float>(), std::log(2.0), 1e-6);
   logits_backward_(logits, 1.0, at::zeros({1}, at::kLong), statistics.logsumexp, at::ones({1}), statistics.entropy,
                    at::ones({1}));
-  EXPECT_LT(largest_error(logits[0], at::tensor({0.5f, 0.0f, -0.5f, 0.0f})), 1e-6);
+  EXPECT_LT(largest_gap(logits[0], at::tensor({0.5f, 0.0f, -0.5f, 0.0f})), 1e-6);
 }
 
 TEST(VocabKernels, NotFiniteLogitsShowInTheSums) {
   for (const float bad : {std::nanf(""), kInfinity})
     for (const int64_t place : {0, 20, 99}) {
-      at::Tensor logits = randn({1, 100}, 1);
+      at::Tensor logits = scaled_randn({1, 100}, 1);
       logits[0][place] = bad;
       EXPECT_FALSE(std::isfinite(row_logsumexp(logits, 1.0)[0].item<float>()));
       const TokenDraw draw = draw_token(logits.const_data_ptr<float>(), 100, 1.0, {.top_k = 3, .top_p = 0.5}, 0.4);
@@ -149,7 +149,8 @@ TEST(VocabKernels, NotFiniteLogitsShowInTheSums) {
 
 TEST(VocabKernels, ThreadsDoNotChangeABit) {
   const int before = at::get_num_threads();
-  const at::Tensor logits = randn({37, 3001}, 1, 3), targets = random_targets(37, 3001), grad = randn({37}, 2);
+  const at::Tensor logits = scaled_randn({37, 3001}, 1, 3), targets = random_targets(37, 3001),
+                   grad = scaled_randn({37}, 2);
   const auto run = [&](int threads) {
     at::set_num_threads(threads);
     const VocabStatistics statistics = vocab_statistics(logits, 0.9, targets, true);
@@ -163,21 +164,21 @@ TEST(VocabKernels, ThreadsDoNotChangeABit) {
 }
 
 TEST(VocabKernels, DoublesTakeThePlainPath) {
-  const at::Tensor logits = randn({4, 50}, 1).to(at::kDouble), targets = random_targets(4, 50);
+  const at::Tensor logits = scaled_randn({4, 50}, 1).to(at::kDouble), targets = random_targets(4, 50);
   const VocabStatistics wide = vocab_statistics(logits, 0.5, targets, true);
   const VocabStatistics ours = vocab_statistics(logits.to(at::kFloat), 0.5, targets, true);
   EXPECT_EQ(wide.logsumexp.scalar_type(), at::kDouble);
-  EXPECT_LT(largest_error(wide.logsumexp, ours.logsumexp), 1e-6);
-  EXPECT_LT(largest_error(wide.entropy, ours.entropy), 1e-6);
+  EXPECT_LT(largest_gap(wide.logsumexp, ours.logsumexp), 1e-6);
+  EXPECT_LT(largest_gap(wide.entropy, ours.entropy), 1e-6);
   at::Tensor wide_grad = logits.clone(), grad = logits.to(at::kFloat);
   logits_backward_(wide_grad, 0.5, targets, wide.logsumexp, at::ones({4}, at::kDouble), wide.entropy,
                    at::ones({4}, at::kDouble));
   logits_backward_(grad, 0.5, targets, ours.logsumexp, at::ones({4}), ours.entropy, at::ones({4}));
-  EXPECT_LT(largest_error(wide_grad, grad), 1e-6);
+  EXPECT_LT(largest_gap(wide_grad, grad), 1e-6);
 }
 
 TEST(TokenFilter, TopKKeepsTheKLargestAndTiesWithTheLast) {
-  const at::Tensor logits = randn({1, 5000}, 3), sorted = std::get<0>(logits[0].sort(0, /*descending=*/true));
+  const at::Tensor logits = scaled_randn({1, 5000}, 3), sorted = std::get<0>(logits[0].sort(0, /*descending=*/true));
   for (const int64_t k : {1, 2, 50, 78, 79, 500, 4999})
     EXPECT_EQ(filter_threshold(logits.const_data_ptr<float>(), 5000, 1.0f, {.top_k = k}), sorted[k - 1].item<float>())
         << k;
@@ -189,7 +190,7 @@ TEST(TokenFilter, TopKKeepsTheKLargestAndTiesWithTheLast) {
 TEST(TokenFilter, TopPKeepsTheSmallestSetThatReachesItForPeakedAndFlatRows) {
   for (const double scale : {0.01, 1.0, 6.0})
     for (const double top_p : {0.001, 0.3, 0.9, 0.99}) {
-      const at::Tensor logits = randn({1, 3000}, 4, scale);
+      const at::Tensor logits = scaled_randn({1, 3000}, 4, scale);
       const auto [sorted, index] = logits[0].to(at::kDouble).sort(0, /*descending=*/true);
       const at::Tensor cumulative = at::softmax(sorted / 0.8, 0).cumsum(0);
       const int64_t expected = cumulative.lt(top_p).sum().item<int64_t>();  // index of the token that reaches top_p
@@ -245,7 +246,7 @@ TEST(TokenDraw, TemperatureZeroTakesTheFirstOfTheLikeliest) {
 }
 
 TEST(TokenDraw, SumsAreBeforeTheFilterAndAtEachTemperature) {
-  const at::Tensor logits = randn({1, 2500}, 8, 2);
+  const at::Tensor logits = scaled_randn({1, 2500}, 8, 2);
   const TokenDraw draw = draw_token(logits.const_data_ptr<float>(), 2500, 0.6, {.top_k = 5, .top_p = 0.8}, 0.3);
   EXPECT_NEAR(draw.logsumexp, logits[0].to(at::kDouble).logsumexp(0).item<double>(), 2e-6);
   EXPECT_NEAR(draw.scaled_logsumexp, (logits[0].to(at::kDouble) / 0.6).logsumexp(0).item<double>(), 2e-6);

@@ -18,7 +18,7 @@ namespace {
 using testing::ElementsAre;
 using testing::Pair;
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNotANumber = std::numeric_limits<double>::quiet_NaN();
 
 class MetricSink : public testing::Test {
  protected:
@@ -47,7 +47,7 @@ TEST_F(MetricSink, WritesTheHeadThenTheValuesInTheirOrder) {
 }
 
 TEST_F(MetricSink, WritesNaNAndInfinityAsNullAndReadsThemAsNaN) {
-  MetricRecord made{"a", 1, 1, 0, {{"x", kNaN}, {"y", -std::numeric_limits<double>::infinity()}, {"z", 2}}};
+  MetricRecord made{"a", 1, 1, 0, {{"x", kNotANumber}, {"y", -std::numeric_limits<double>::infinity()}, {"z", 2}}};
   const std::string line = to_json(made);
   EXPECT_EQ(line, R"({"stage": "a", "step": 1, "policy_version": 1, "time": 0, "x": null, "y": null, "z": 2})");
   const MetricRecord read = parse_metric_record(line);
@@ -69,7 +69,7 @@ TEST_F(MetricSink, CompletionsKeepEveryFieldAndBrokenUtf8BecomesTheReplacementCh
   CompletionRecord made{"grpo", 4, "2+2=\n\"?\"", "4", {}};
   made.completions.push_back({"four", {{"exact", 0}, {"format", 1}}, -0.5, FinishReason::kStop, ""});
   made.completions.push_back(
-      {"4 \xf0\x9f", {{"exact", kNaN}, {"format", 1}}, kNaN, FinishReason::kLength, "exact: too late"});
+      {"4 \xf0\x9f", {{"exact", kNotANumber}, {"format", 1}}, kNotANumber, FinishReason::kLength, "exact: too late"});
   made.serial = 17;
   const CompletionRecord read = parse_completion_record(to_json(made));
   EXPECT_EQ(read.stage, "grpo");

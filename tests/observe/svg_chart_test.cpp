@@ -15,7 +15,7 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::Pointwise;
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kGap = std::numeric_limits<double>::quiet_NaN();
 
 TEST(RoundTicks, AreMultiplesOfOneTwoOrFiveInsideTheRange) {
   EXPECT_THAT(round_ticks(0, 1, 5), Pointwise(DoubleNear(1e-12), std::vector<double>{0, 0.2, 0.4, 0.6, 0.8, 1.0}));
@@ -32,7 +32,7 @@ TEST(ShortNumber, HasFourSignificantDigitsAndAUnit) {
   EXPECT_EQ(short_number(12345), "12.35k");
   EXPECT_EQ(short_number(1234567), "1.235M");
   EXPECT_EQ(short_number(2.5e9), "2.5G");
-  EXPECT_EQ(short_number(kNaN), "–");
+  EXPECT_EQ(short_number(kGap), "–");
 }
 
 TEST(EscapeHtml, LeavesNothingThatABrowserReadsAsMarkupOrAsBrokenText) {
@@ -48,7 +48,7 @@ TEST(ThinOut, AveragesBucketsAndKeepsTheBandsExtremes) {
   ChartSeries series;
   for (int i = 0; i < 10; ++i) {
     series.x.push_back(i);
-    series.y.push_back(i == 3 ? kNaN : i);
+    series.y.push_back(i == 3 ? kGap : i);
     series.low.push_back(-i);
     series.high.push_back(10 * i);
   }
@@ -82,7 +82,7 @@ TEST(RenderSvg, PutsValuesWhereTheAxesSay) {
 }
 
 TEST(RenderSvg, ValuesThatAreNotFiniteBreakTheLine) {
-  const std::string svg = render_svg(one_line({0, kNaN, 1, 0.5}));
+  const std::string svg = render_svg(one_line({0, kGap, 1, 0.5}));
   EXPECT_THAT(svg, HasSubstr("M50.0 198.0M327.3 10.0L466.0 104.0"));
   EXPECT_THAT(svg, Not(HasSubstr("nan")));
 }
@@ -100,7 +100,7 @@ TEST(RenderSvg, StackedAreasAddUp) {
 
 TEST(RenderSvg, StaysFiniteWithOnePointAConstantOrNothing) {
   for (const std::vector<double>& y :
-       std::vector<std::vector<double>>{{}, {3}, {2, 2, 2}, {kNaN}, {0, 0}, {-1e-9, -1e-9}}) {
+       std::vector<std::vector<double>>{{}, {3}, {2, 2, 2}, {kGap}, {0, 0}, {-1e-9, -1e-9}}) {
     Chart chart = one_line(y);
     chart.y_range.reset();
     const std::string svg = render_svg(chart);

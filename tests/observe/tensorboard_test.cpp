@@ -14,7 +14,7 @@
 namespace temper {
 namespace {
 
-std::string fresh_folder() {
+std::string event_folder() {
   const std::string folder =
       testing::TempDir() + "tensorboard_" + testing::UnitTest::GetInstance()->current_test_info()->name();
   std::filesystem::remove_all(folder);
@@ -55,7 +55,7 @@ TEST(Crc32c, MatchesThePublishedKnownAnswers) {
 }
 
 TEST(TensorBoardWriter, BeginsWithTheVersionAndWritesOneEventAStep) {
-  TensorBoardWriter writer(fresh_folder());
+  TensorBoardWriter writer(event_folder());
   writer.write({"grpo", 2, 2, 1.5, {{"reward", 0.5}, {"bad", std::numeric_limits<double>::quiet_NaN()}}}, 300);
   const auto records = records_of(writer.path());
   ASSERT_EQ(records.size(), 2u);
@@ -75,7 +75,7 @@ TEST(TensorBoardWriter, BeginsWithTheVersionAndWritesOneEventAStep) {
 }
 
 TEST(TensorBoardWriter, AResumedRunOpensALaterFileThatPurgesWhatIsWrittenAgain) {
-  const std::string folder = fresh_folder();
+  const std::string folder = event_folder();
   TensorBoardWriter first(folder);
   TensorBoardWriter second(folder, 7);
   EXPECT_LT(first.path(), second.path());
@@ -85,7 +85,7 @@ TEST(TensorBoardWriter, AResumedRunOpensALaterFileThatPurgesWhatIsWrittenAgain) 
 }
 
 TEST(TensorBoardWriter, AnUnwritableFolderIsAnErrorThatNamesTheFix) {
-  const std::string folder = fresh_folder();
+  const std::string folder = event_folder();
   write_file_atomically(folder, "a file");
   try {
     TensorBoardWriter writer(folder + "/tb");

@@ -41,7 +41,7 @@ struct OddModel {
   Transformer model;
 };
 
-GenerationRequest make_request(int64_t id, int64_t prompt_length, int num_completions, int32_t max_new_tokens) {
+GenerationRequest varied_request(int64_t id, int64_t prompt_length, int num_completions, int32_t max_new_tokens) {
   GenerationRequest request{.id = id,
                             .prompt_token_ids = random_prompt(static_cast<uint64_t>(id), prompt_length),
                             .num_completions = num_completions,
@@ -54,8 +54,8 @@ GenerationRequest make_request(int64_t id, int64_t prompt_length, int num_comple
 }
 
 const std::vector<GenerationRequest>& requests() {
-  static const std::vector<GenerationRequest> all = {make_request(0, 33, 4, 70), make_request(1, 90, 3, 40),
-                                                     make_request(2, 1, 9, 30), make_request(3, 64, 2, 66)};
+  static const std::vector<GenerationRequest> all = {varied_request(0, 33, 4, 70), varied_request(1, 90, 3, 40),
+                                                     varied_request(2, 1, 9, 30), varied_request(3, 64, 2, 66)};
   return all;
 }
 

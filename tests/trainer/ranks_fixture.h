@@ -25,6 +25,11 @@ struct World {
 };
 
 using Change = std::function<void(StageConfig&)>;
+inline void shard_the_optimizer(StageConfig& s) { s.train.shard = Shard::kOptimizer; }
+inline void shard_everything(StageConfig& s) {
+  s.train.shard = Shard::kFull;
+  s.train.max_tokens_per_micro_batch = 24;  // several passes, not equally many on all ranks
+}
 using Shape = std::function<void(ModelInit&)>;  // of the tiny model
 
 inline Course train(Preset preset, const Change& change, const Ranks& ranks, const Shape& shape = {}) {

@@ -12,12 +12,6 @@ class RanksTrain : public ::testing::TestWithParam<Case> {};
 
 TEST_P(RanksTrain, AsOneDoes) { expect_as_alone(GetParam(), {{2}, {3}, {4}}); }
 
-void shard_the_optimizer(StageConfig& s) { s.train.shard = Shard::kOptimizer; }
-void shard_everything(StageConfig& s) {
-  s.train.shard = Shard::kFull;
-  s.train.max_tokens_per_micro_batch = 24;  // several passes, not equally many on all ranks
-}
-
 INSTANTIATE_TEST_SUITE_P(
     Stages, RanksTrain,
     ::testing::Values(

@@ -37,11 +37,6 @@ Change with_kl(const Change& more = {}) {
     if (more) more(s);
   };
 }
-void shard_the_optimizer(StageConfig& s) { s.train.shard = Shard::kOptimizer; }
-void shard_everything(StageConfig& s) {
-  s.train.shard = Shard::kFull;
-  s.train.max_tokens_per_micro_batch = 24;
-}
 
 class TensorParallelTrains : public ::testing::TestWithParam<Case> {};
 
