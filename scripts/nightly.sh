@@ -57,9 +57,20 @@ slurm() {
   cmake -DTEMPER_SLURM_TESTS=OFF build/release >/dev/null
   return "$code"
 }
+# Tables for docs/reliability.md: seconds lost per kind of fault, then 20 minutes with a fault every ten steps.
+slurm_faults() {
+  scripts/slurm/mini_cluster.sh up && bench/slurm_faults.py table && bench/slurm_faults.py mixed
+  local code=$?
+  scripts/slurm/mini_cluster.sh down
+  return "$code"
+}
 if [ "$(id -u)" != 0 ]; then not_run "jobs on Slurm" "needs root"
 elif [ -e /etc/slurm/slurm.conf ] && ! grep -q mini_cluster.sh /etc/slurm/slurm.conf; then not_run "jobs on Slurm" "this machine belongs to a cluster"
-else part "jobs on Slurm" slurm; fi
+else
+  part "jobs on Slurm" slurm
+  part "faults on Slurm" slurm_faults
+fi
+part "from kill -9 of a rank to the next step" bench/restart_time.py
 
 part "Kubernetes manifests by their schema" scripts/check_manifests.sh
 part "fetch SmolLM2-135M-Instruct" scripts/fetch_smollm2.sh

@@ -121,19 +121,20 @@ def signal_rank(process, folder, name, rank, signum=signal.SIGKILL):
     return wait_until(hit, f"rank {rank} of {name}")
 
 
+def works_in(entry, folder):
+    """Whether this process, an entry of /proc, has its working directory in the folder or below."""
+    inside = os.fspath(pathlib.Path(folder).resolve())
+    try:
+        place = os.readlink(entry / "cwd")
+    except OSError:  # gone, or a zombie
+        return False
+    return place == inside or place.startswith(inside + "/")
+
+
 def end_all_in(folder):
     """Kills whatever works in this folder or below, and what that starts meanwhile: ranks and workers outlive a launcher that was killed for a moment."""
-    inside = os.fspath(pathlib.Path(folder).resolve())
-
-    def is_inside(entry):
-        try:
-            place = os.readlink(entry / "cwd")
-        except OSError:  # gone, or a zombie
-            return False
-        return place == inside or place.startswith(inside + "/")
-
     def none_left():
-        left = [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and is_inside(entry)]
+        left = [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and works_in(entry, folder)]
         for pid in left:
             send(pid, signal.SIGKILL)
         return not left

@@ -21,6 +21,7 @@ if [ -e wait_for_signal ]; then
   for _ in $(seq 600); do sleep 0.1; done
 fi
 code=$(head -1 codes); sed -i 1d codes
+[ -e last_words ] && cat last_words >&2
 exit "$code"
 """
 
@@ -30,11 +31,15 @@ SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> calls
 """
 
+# squeue: the steps of the job; sinfo: the nodes that are down.
+OTHERS = {"squeue": "#!/bin/bash\nprintf '7.batch batch\\n7.3 bash\\n7.4 temper\\n'\n", "sinfo": "#!/bin/bash\ncat lost_nodes 2>/dev/null\n",
+          "scancel": '#!/bin/bash\necho "scancel $*" >> calls\n'}
+
 
 class Sbatch(harness.Case):
     def setUp(self):
         super().setUp()
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("temper", "#!/bin/bash\n")):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), *OTHERS.items(), ("temper", "#!/bin/bash\n")):
             self.config(text, name)
             (self.folder / name).chmod(0o755)
         self.config("", "config.toml")
@@ -72,7 +77,7 @@ class Sbatch(harness.Case):
         self.assertRegex(ranks[0], r"temper train config.toml --run.name=a --async.bind=\d+\.\d+\.\d+\.\d+$")
         workers = [line for line in self.calls("srun") if "--nodelist=n2" in line]
         self.assertEqual(len(workers), 1)
-        self.assertIn("--no-kill --kill-on-bad-exit=0 --nodes=1 --nodelist=n2 --ntasks=3 --ntasks-per-node=3 bash -c", workers[0])
+        self.assertIn("--no-kill --kill-on-bad-exit=0 --nodes=1 --nodelist=n2 --ntasks=3 --ntasks-per-node=3 --overcommit bash -c", workers[0])
 
     def test_what_cannot_run_is_said_before_anything_starts(self):
         self.assertIn("1 tasks on 2 nodes leave some idle: give --ntasks-per-node", self.refused(SLURM_NTASKS="1"))
@@ -102,6 +107,33 @@ class Sbatch(harness.Case):
         code, out = self.run_job(codes=(4, 4, 4), TEMPER_MAX_RESTARTS="1")
         self.assertEqual(code, 4, out)
         self.assertEqual(len(self.calls("--mpi=pmix")), 2)
+
+    def test_ranks_that_wait_for_a_killed_one_are_ended_at_once(self):
+        self.config("srun: error: n2: task 1: Killed\nrank 0: error: task 1: gone\n", "last_words")
+        code, out = self.run_job(codes=(137, 0))
+        self.assertEqual(code, 0, out)
+        self.assertIn("n2: task 1: Killed", out)
+        harness.wait_until(lambda: len(self.calls("scancel")) == 2, "scancel, once a start")
+        self.assertEqual(self.calls("scancel"), ["scancel --signal=KILL 7.4"] * 2)
+        (self.folder / "calls").unlink()
+        self.config("srun: error: n2: task 1: Exited with exit code 2\n", "last_words")
+        self.assertEqual(self.run_job(codes=(2,))[0], 2)
+        self.assertEqual(self.calls("scancel"), [])  # the others had half a minute, and took less
+        working = [entry for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and harness.works_in(entry, self.folder)]
+        self.assertEqual(working, [], "what would kill a later step of the same number")
+
+    def test_a_job_that_lost_a_node_requeues_itself(self):
+        self.config("n2\n", "lost_nodes")
+        code, out = self.run_job(codes=(137, 0))
+        self.assertEqual(code, 137, out)
+        self.assertIn("and a node is lost: requeued", out)
+        self.assertEqual(len(self.calls("--mpi=pmix")), 1)
+        self.assertEqual(len(self.calls("scontrol requeue 7")), 1)
+
+    def test_a_requeued_job_takes_the_nodes_it_has(self):
+        code, out = self.run_job(SLURM_NTASKS="4", SLURM_NTASKS_PER_NODE="1")  # of four nodes, when it was submitted
+        self.assertEqual(code, 0, out)
+        self.assertIn("--nodes=2 --ntasks=2 ", self.calls("--mpi=pmix")[0])
 
     def test_what_starting_again_does_not_mend_is_not_started_again(self):
         for expected in (2, 3, 5, 6):

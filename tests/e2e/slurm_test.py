@@ -1,4 +1,5 @@
 """Trainer ranks as Slurm jobs, on the cluster that scripts/slurm/mini_cluster.sh up starts: what a cluster does to a job changes no bit of the run."""
+import json
 import os
 import pathlib
 import subprocess
@@ -129,6 +130,27 @@ class Slurm(harness.Case):
         self.assertIn(f"rollout worker {more}/0: stage grpo", self.log(more))
         steps = [record["step"] for record in harness.metrics(self.folder / "runs" / "job") if record["stage"] == "grpo" and "loss" in record]
         self.assertEqual(steps, list(range(1, 151)))
+
+    def test_a_requeued_job_with_workers_goes_on_with_two_nodes_and_with_three(self):
+        arguments = ("config.toml", "--run.name=job", "--run.deterministic=false", "--rollout.source=hub", "--async.max_staleness=1", "--log.completions=1000")
+        job = self.submit("--nodes=4", "--ntasks-per-node=1", arguments=arguments)
+        workers = self.submit("--nodes=1", "--ntasks-per-node=1", script="rollout.sbatch", arguments=arguments)
+        for step, nodes in ((10, 2), (50, 3)):
+            self.wait_for_step("job", step)
+            command("scancel", "--signal=USR1", "--batch", job)
+            harness.wait_until(lambda: self.state(job)["JobState"] == "PENDING", "the job in the queue again")
+            command("scontrol", "update", f"JobId={job}", f"NumNodes={nodes}", f"NumTasks={nodes}")
+        self.assertEqual(self.wait_for_end(job, 600)["JobState"], "COMPLETED", self.log(job))
+        self.assertEqual(self.wait_for_end(workers)["JobState"], "COMPLETED", self.log(workers))
+        for start, nodes in enumerate((4, 2, 3), 1):
+            self.assertIn(f"job {job}, start {start}, {nodes} nodes", self.log(job))
+        status = json.loads(harness.temper("status", "runs/job", "--json", cwd=self.folder, check=0).out)
+        self.assertEqual((status["status"]["starts"], status["status"]["ranks"]), (3, 3))
+        steps = [record["step"] for record in harness.metrics(self.folder / "runs" / "job") if record["stage"] == "grpo" and "loss" in record]
+        self.assertEqual(steps, list(range(1, 151)))
+        lines = (self.folder / "runs" / "job" / "completions.jsonl").read_text().split("\n")
+        serials = [json.loads(line)["serial"] for line in lines if line]
+        self.assertEqual((len(serials), len(set(serials))), (8 * 150, 8 * 150))  # each prompt once
 
     def test_a_pipeline_of_jobs_hands_the_model_on(self):
         self.config(GRPO.split("[[stage]]")[0].replace('name = "tiny"', 'name = "first"') + "[algo]\npreset = \"sft\"\n[train]\nnum_prompts_per_step = 16\nmax_steps = 20\n"
