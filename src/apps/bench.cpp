@@ -26,7 +26,7 @@ struct Bench {
 constexpr Bench kBenches[] = {
     {"rollout", "generation: tokens/s, latencies, memory, share of the matrix-product limit", run_bench_rollout},
     {"train", "training: tokens/s, memory, share of the matrix-product limit, hidden communication", run_bench_train},
-    {"checkpoint", "checkpoints: stall, bandwidth of saves and verified loads beside raw copies, writes and reads",
+    {"checkpoint", "checkpoints: stall, bandwidth beside raw writes and reads, cost to training, flipped bits detected",
      run_bench_checkpoint},
     {"comm", "collective operations among ranks: bus bandwidth by operation and size", run_bench_comm},
     {"weights", "weight updates from trainer ranks to a worker: bandwidth, share of the channel's, size of deltas",

@@ -1,11 +1,14 @@
 // temper bench checkpoint: how long training stands still for a save, and how fast states go to the disk and back,
 // beside plain copies, writes and reads of as many bytes on the same machine and disk.
+#include "apps/bench_checkpoint.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <cstring>
 
 #include "apps/bench.h"
+#include "apps/bench_model.h"
 #include "apps/command_line.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/writer.h"
@@ -84,16 +87,9 @@ void drop_caches(FileSystem& files, const std::string& folder) {
   }
 }
 
-}  // namespace
-
-int run_bench_checkpoint(int argc, char** argv) {
-  CommandLine line("bench checkpoint", "Measures saves in the background and verified loads.", "[--gb G] [--dir DIR]");
-  line.add_option("gb", "GB", "size of the state", "2");
-  line.add_option("dir", "DIR", "where to write; what is written there goes again", ".");
-  line.add_option("saves", "N", "of each measurement", "5");
-  if (!line.parse(argc, argv)) return 0;
+// Saves and loads of a state of --gb.
+void bench_saves(const CommandLine& line, const BenchReport& report) {
   const auto num_saves = line.integer("saves", 1, 1000);
-  const BenchReport report(argc, argv, at::kCPU);
   FileSystem files;
   const std::string folder = line.text("dir") + "/bench_checkpoint-" + random_tag();
   make_folders(files, folder);
@@ -146,6 +142,30 @@ int run_bench_checkpoint(int argc, char** argv) {
                 {"raw_write_gb_s", gb / quantile(writing, 0.5)},
                 {"load_gb_s", gb / quantile(loading, 0.5)},
                 {"raw_read_gb_s", gb / quantile(reading, 0.5)}});
+}
+
+}  // namespace
+
+int run_bench_checkpoint(int argc, char** argv) {
+  CommandLine line("bench checkpoint",
+                   "Measures saves in the background and verified loads; with --with-training what saves cost the\n"
+                   "training beside them; with --flips how many flipped bits are detected.",
+                   "[--gb G | --with-training --preset 135m | --flips N] [--dir DIR]");
+  line.add_option("gb", "GB", "size of the state", "2");
+  line.add_option("dir", "DIR", "where to write; what is written there goes again", ".");
+  line.add_option("saves", "N", "of each measurement", "5");
+  line.add_flag("with-training", "steps of a model (--model or --preset) with and without a save beside them");
+  declare_bench_model(line);
+  line.add_option("tokens", "TOKENS", "--with-training: of one step", "16384");
+  line.add_option("flips", "N", "single flipped bits to try, in a copy of --checkpoint", "0");
+  line.add_option("checkpoint", "DIR", "--flips: a checkpoint; default: a small one of two shards");
+  line.add_option("seed", "N", "--flips: of the bits", "0");
+  if (!line.parse(argc, argv)) return 0;
+  if (line.integer("flips") > 0) return bench_flips(line, BenchReport(argc, argv, at::kCPU));
+  if (line.flag("with-training"))
+    bench_with_training(line, BenchReport(argc, argv, compute_type_of(line).device));
+  else
+    bench_saves(line, BenchReport(argc, argv, at::kCPU));
   return 0;
 }
 

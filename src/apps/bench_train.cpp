@@ -9,89 +9,27 @@
 
 #include "apps/bench.h"
 #include "apps/bench_model.h"
+#include "apps/bench_trainer.h"
 #include "apps/choice_option.h"
 #include "apps/rank_world.h"
 #include "apps/training_gemm_limit.h"
 #include "comm/thread_communicator.h"
 #include "core/error.h"
-#include "core/rng.h"
 #include "core/system_memory.h"
 #include "model/device.h"
 #include "trainer/step_metrics.h"
-#include "trainer/train_loop.h"
 
 namespace temper {
 namespace {
 
-struct TrainingWork {
-  int64_t sequence_tokens, step_tokens, micro_batch_tokens;
-  int64_t num_sequences() const { return std::max<int64_t>(1, step_tokens / sequence_tokens); }
-};
-
-// Random tokens, all but the first to be learned; the same for a serial number wherever it is made.
-RolloutGroup make_example(int64_t serial, const TrainingWork& work, int64_t vocab) {
-  SplitMix64 random(static_cast<uint64_t>(serial));
-  const auto token = [&] { return static_cast<int32_t>(random.in_range(0, vocab - 1)); };
-  RolloutGroup group;
-  group.prompt.serial = serial;
-  group.prompt.token_ids = {token()};
-  group.completions.resize(1);
-  Completion& completion = group.completions.front();
-  for (int64_t i = 1; i < work.sequence_tokens; ++i) completion.token_ids.push_back(token());
-  completion.mask.assign(completion.token_ids.size(), 1);
-  return group;
-}
-
-StageConfig make_config(const CommandLine& line, const TrainingWork& work) {
-  StageConfig config;
-  config.name = "bench";
-  config.algo = algo_preset(Preset::kSft);
-  config.algo.whiten_advantages = config.algo.whitens();
-  config.train.num_prompts_per_step = work.num_sequences();
-  config.train.max_steps = 1 << 20;
-  config.train.max_tokens_per_micro_batch = work.micro_batch_tokens;
+StageConfig make_config(const CommandLine& line, const BenchWorkload& work) {
+  StageConfig config = bench_stage(work);
   config.train.recompute = line.flag("recompute");
   config.train.shard = choice_of<Shard>(line, "shard");
   config.train.replicas = line.integer("replicas", 1, 1 << 16);
   config.train.tensor_parallel = line.integer("tensor-parallel", 1, 1 << 10);
   return config;
 }
-
-// One rank's model and loop. The model's parameters become its masters.
-class TrainerRank {
- public:
-  TrainerRank(LoadedModel model, const ComputeType& type, const StageConfig& config, const TrainingWork& work,
-              const Ranks& ranks)
-      : config_(config),
-        policy_(TrainerModel::trainable(std::move(model), type.compute, config.train.shard, ranks, type.device)),
-        optimizer_(policy_.parameters(), {}, policy_.shard_plan(config.train.shard, ranks)),
-        algorithm_(make_algorithm(config_.algo, {})) {
-    policy_.set_recompute(config_.train.recompute);
-    TrainLoopParts parts;
-    parts.config = &config_;
-    parts.policy = &policy_;
-    parts.algorithm = algorithm_.get();
-    parts.optimizer = &optimizer_;
-    parts.ranks = ranks;
-    parts.peak_flops = measure_peak_flops(policy_.config(), type.compute, type.device);
-    parts.take_groups = [work, vocab = policy_.config().vocab_size](int64_t first, int64_t count) {
-      std::vector<RolloutGroup> groups;
-      for (int64_t serial = first; serial < first + count; ++serial)
-        groups.push_back(make_example(serial, work, vocab));
-      return groups;
-    };
-    loop_.emplace(std::move(parts), TrainCounters{});
-  }
-
-  MetricRecord step() { return loop_->step().record; }
-
- private:
-  StageConfig config_;
-  TrainerModel policy_;
-  AdamW optimizer_;
-  std::unique_ptr<Algorithm> algorithm_;
-  std::optional<TrainLoop> loop_;
-};
 
 double find(const MetricRecord& record, const char* name) {
   const double* value = record.find(name);
@@ -109,7 +47,7 @@ struct Course {
 struct Measurement {
   ComputeType type;
   StageConfig config;
-  TrainingWork work;
+  BenchWorkload work;
   double seconds = 0;
 };
 
@@ -125,7 +63,7 @@ Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ran
                 const std::function<double()>& link_busy_s) {
   const Ranks ranks =
       all_ranks.with_tensor_parallel(what.config.train.tensor_parallel).with_replicas(what.config.train.replicas);
-  TrainerRank trainer(std::move(model), what.type, what.config, what.work, ranks);
+  BenchTrainer trainer(std::move(model), what.type, what.config, what.work, ranks);
   trainer.step();  // compiles kernels, touches memory
   ranks.wait_for_all("warm");
   reset_peak_rss();
@@ -202,9 +140,9 @@ int run_bench_train(int argc, char** argv) {
   CommandLine line("bench train", "Measures training: SFT steps on random tokens.", "--model DIR | --preset 135m");
   declare_bench_train_options(line);
   if (!line.parse(argc, argv)) return 0;
-  const TrainingWork work{.sequence_tokens = line.integer("seq-len", 2, 1 << 20),
-                          .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
-                          .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
+  const BenchWorkload work{.sequence_tokens = line.integer("seq-len", 2, 1 << 20),
+                           .step_tokens = line.integer("tokens", 2, int64_t{1} << 30),
+                           .micro_batch_tokens = line.integer("micro-batch-tokens", 1, int64_t{1} << 30)};
   const SimulatedLink link{.latency_s = line.number("link-latency-us") * 1e-6, .gb_per_s = line.number("link-gb-s")};
   std::optional<MpiWorld> world;
   std::unique_ptr<Communicator> communicator;

@@ -18,31 +18,31 @@
 namespace temper {
 namespace {
 
-constexpr int kRanks = 4;
-constexpr int kTears = 8;  // random losses tried after each call, beside all and none
+constexpr int kSavingRanks = 4;
+constexpr int kTearsPerCall = 8;  // random losses tried after each call, beside all and none
 
-uint64_t num_seeds() {
+uint64_t num_crash_seeds() {
   const char* text = std::getenv("TEMPER_CRASH_SEEDS");
   return text == nullptr ? 2 : std::strtoull(text, nullptr, 10);
 }
 
 // What all ranks together save as version `version`: split in rows, one tensor of more than a block on the last rank.
-std::vector<TensorEntry> whole_tensors(int64_t version) {
+std::vector<TensorEntry> tensors_of_version(int64_t version) {
   return {{"model/rows", example_tensor({9, 31}, at::kFloat, version)},
           {"model/norm", example_tensor({7}, at::kFloat, version)},
           {"optim/large", example_tensor({270000}, at::kFloat, version)},
           {"optim/step", example_tensor({}, at::kLong, version)}};
 }
 
-CheckpointState part_of(int rank, int64_t step, int64_t version) {
+CheckpointState crash_part_of(int rank, int64_t step, int64_t version) {
   CheckpointState state = example_state(step);
   state.header.policy_version = version;
-  const auto whole = whole_tensors(version);
+  const auto whole = tensors_of_version(version);
   const at::Tensor rows = whole[0].tensor;
-  const int64_t begin = 9 * rank / kRanks, end = 9 * (rank + 1) / kRanks;
+  const int64_t begin = 9 * rank / kSavingRanks, end = 9 * (rank + 1) / kSavingRanks;
   state.tensors = {{whole[0].name, rows.narrow(0, begin, end - begin).contiguous(), rows.sizes().vec(), {begin, 0}}};
   for (size_t t = 1; t < whole.size(); ++t) {
-    const bool mine = rank == (whole[t].name == "optim/large" ? kRanks - 1 : 0);
+    const bool mine = rank == (whole[t].name == "optim/large" ? kSavingRanks - 1 : 0);
     if (mine)
       state.tensors.push_back(whole[t]);
     else
@@ -52,14 +52,14 @@ CheckpointState part_of(int rank, int64_t step, int64_t version) {
   if (rank > 0)
     std::erase_if(state.tensors,
                   [](const auto& entry) { return entry.whole_shape.empty() && entry.tensor.numel() == 0; });
-  state.mesh = {1, kRanks, 1};
+  state.mesh = {1, kSavingRanks, 1};
   return state;
 }
 
 void save_on_ranks(FileSystem& files, const std::string& folder, int64_t step, int64_t version) {
-  on_thread_ranks(kRanks, {.timeout = std::chrono::seconds(120)}, [&](Communicator& comm) {
+  on_thread_ranks(kSavingRanks, {.timeout = std::chrono::seconds(120)}, [&](Communicator& comm) {
     CheckpointStore store(files, folder, 2, &comm);
-    store.save(part_of(comm.rank(), step, version));
+    store.save(crash_part_of(comm.rank(), step, version));
   });
 }
 
@@ -80,7 +80,7 @@ std::vector<DiskCall> in_another_order(const std::vector<DiskCall>& calls, uint6
     EXPECT_TRUE(writes_a_shard(*call)) << describe(*call) << " among the ranks' writing";
     of_shard[call->path].push_back(*call);
   }
-  EXPECT_EQ(of_shard.size(), static_cast<size_t>(kRanks));
+  EXPECT_EQ(of_shard.size(), static_cast<size_t>(kSavingRanks));
   std::vector<DiskCall> ordered(calls.begin(), first);
   SplitMix64 random(seed);
   std::map<std::string, size_t> done;
@@ -180,7 +180,7 @@ class CrashPoints : public testing::Test {
     std::set<std::string> known;
     for (size_t at = 0; at < calls.size(); ++at) {
       disk.apply(calls[at]);
-      for (int tear = -2; tear < kTears; ++tear) {
+      for (int tear = -2; tear < kTearsPerCall; ++tear) {
         const Loss loss = tear == -2 ? Loss::kAll : tear == -1 ? Loss::kNothing : Loss::kTorn;
         const auto contents = disk.after_power_cut(loss, random.next());
         if (!known.insert(hash_of(contents) + (at >= durable ? "d" : "")).second) continue;
@@ -200,7 +200,7 @@ class CrashPoints : public testing::Test {
 
   void expect_safe(int64_t step) {
     const auto calls = trace_of_save(step);
-    for (uint64_t seed = 0; seed < num_seeds(); ++seed) {
+    for (uint64_t seed = 0; seed < num_crash_seeds(); ++seed) {
       const auto ordered = seed == 0 ? calls : in_another_order(calls, seed);
       const Seen seen = cut_everywhere(ordered, durable_after(ordered, step_name(step)), seed);
       EXPECT_EQ(seen.lost, 0);
@@ -212,7 +212,8 @@ class CrashPoints : public testing::Test {
   }
 
   TemporaryFolder scratch_;
-  std::vector<std::vector<TensorEntry>> versions_ = {{}, whole_tensors(1), whole_tensors(2), whole_tensors(3)};
+  std::vector<std::vector<TensorEntry>> versions_ = {
+      {}, tensors_of_version(1), tensors_of_version(2), tensors_of_version(3)};
   std::string before_ = scratch_.path() + "/before";
 };
 
@@ -237,7 +238,7 @@ TEST_F(CrashPoints, NoSyncOfTheCommitCouldBeLeftOut) {
     const auto infos = CheckpointStore(files, folder, 2).list(CheckDepth::kEveryByte);
     EXPECT_FALSE(!infos.empty() && infos.front().step == 3 && infos.front().good) << "without " << describe(calls[at]);
   }
-  EXPECT_EQ(left_out.size(), static_cast<size_t>(kRanks) + 3);  // shards, global.h5, manifest.json, the folder
+  EXPECT_EQ(left_out.size(), static_cast<size_t>(kSavingRanks) + 3);  // shards, global.h5, manifest.json, the folder
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ class WatchedFileSystem : public QuickFileSystem {
   }
 };
 
-CheckpointState state_of(const std::string& run, int64_t step) {
+CheckpointState state_of_run(const std::string& run, int64_t step) {
   CheckpointState state = example_state(step);
   state.header.run = run;
   state.tensors.push_back({"model/large", example_tensor({300, 1000}, at::kFloat, static_cast<int64_t>(run.size()))});
@@ -41,7 +41,7 @@ class Hostile : public testing::Test {
   Hostile() {
     set_log_level(LogLevel::kError);
     path_ = CheckpointStore(files_, folder_.path() + "/run", 2).save(state_);
-    foreign_ = CheckpointStore(files_, folder_.path() + "/foreign", 2).save(state_of("other", 120));
+    foreign_ = CheckpointStore(files_, folder_.path() + "/foreign", 2).save(state_of_run("other", 120));
   }
   ~Hostile() override { set_log_level(LogLevel::kInfo); }
 
@@ -58,7 +58,7 @@ class Hostile : public testing::Test {
 
   QuickFileSystem files_;
   TemporaryFolder folder_;
-  CheckpointState state_ = state_of("demo", 120);
+  CheckpointState state_ = state_of_run("demo", 120);
   std::string path_, foreign_;  // two runs' checkpoints of one step, whose files have the same names and sizes
 };
 
