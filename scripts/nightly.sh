@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, the libFuzzer targets, the cuda build with
-# its tests (needs no GPU), tests labelled gpu where a GPU is, jobs on a real Slurm of four nodes (needs root), Kubernetes manifests,
-# tokenizer and transformers parity and the openai client on the real model, the quickstart. Each part says whether it ran; record the
-# result with its date in docs/reliability.md.
+# What is too long for every change: tsan on the torch-free folders, asan on comm and algos, crash points, flipped bits and random kills
+# of checkpoints, the libFuzzer targets, the cuda build with its tests (needs no GPU), tests labelled gpu where a GPU is, jobs on a real
+# Slurm of four nodes (needs root), Kubernetes manifests, tokenizer and transformers parity and the openai client on the real model, the
+# quickstart. Each part says whether it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
@@ -22,6 +22,11 @@ part "tsan: core, config, data, observe" tsan
 
 asan() { scripts/build.sh asan comm_test algos_test && ctest --test-dir build/asan --output-on-failure -R '^(comm|algos)\.' -LE mpi; }
 part "asan and ubsan: comm, algos" asan
+
+crash_points() { TEMPER_CRASH_SEEDS=50 build/release/tests/checkpoint_test --gtest_filter='CrashPoints*'; }
+part "crash points of a save by four ranks, 50 orders of their calls" crash_points
+part "a million flipped bits of a checkpoint" build/release/temper bench checkpoint --flips=1000000 --dir=/dev/shm
+part "a hundred random kills, resumed bit for bit" python3 -B tests/e2e/random_kills.py build/release/temper --kills=100
 
 fuzz() {  # fuzz TARGET: what it finds anew goes to build/fuzz/corpus
   mkdir -p "build/fuzz/corpus/$1"
