@@ -56,12 +56,14 @@ std::unique_ptr<Transformer> pack_model(LoadedModel source, const ComputeType& t
       std::make_unique<Transformer>(source.config, type.compute, /*trainable=*/false, type.weights, type.device);
   model->load_ends(parameters, 0);
   release_memory(parameters["model.embed_tokens.weight"]);
+  return_freed_memory();
   for (int64_t block = 0; block < source.config.num_layers; ++block) {
     model->load_block(block, parameters);
     const std::string prefix = format("model.layers.{}.", block);
     for (const ParameterSpec& spec : parameters.specs())
       if (spec.name.starts_with(prefix)) release_memory(parameters[spec.name]);
   }
+  return_freed_memory();
   return model;
 }
 
