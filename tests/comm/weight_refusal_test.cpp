@@ -18,7 +18,7 @@ class LyingRank {
   std::function<void(WeightManifest&)> change_manifest = [](WeightManifest&) {};
   std::function<void(WeightChunk&, std::string&)> change_chunk = [](WeightChunk&, std::string&) {};
   std::function<void(std::string&)> change_payload = [](std::string&) {};  // of a manifest
-  int times_gone = 0;                                                      // answers of Gone before the first manifest
+  PolicyVersion first_kept = 0;  // of versions above 0; those before it are gone
 
   explicit LyingRank(const TestKeys& keys, WeightPart part = whole_part())
       : part_(std::move(part)), channel_(kAnyPort, keys.server(), test_settings()), address_(channel_.address()) {}
@@ -70,7 +70,7 @@ class LyingRank {
     }
   }
   void answer(PeerId peer, const WeightRequest& request) {
-    if (request.version > 0 && times_gone-- > 0) {
+    if (request.version > 0 && request.version < first_kept) {
       channel_.send(peer, kWeightGone, encode_request_number(request.request));
       channel_.send(peer, kWeightOffer, encode(WeightOffer{1, {request.version, request.version + 1}}));
       return;
@@ -245,13 +245,13 @@ TEST_F(WeightRefusal, RanksThatHoldTheSameOrLeaveSomethingOut) {
 
 TEST_F(WeightRefusal, AVersionThatIsGoneIsTriedAgainWithTheNext) {
   LyingRank rank(keys_);
-  rank.times_gone = 2;
+  rank.first_kept = 3;
   rank.start();
   WeightClient client({rank.address()}, keys_.client());
   client.fetch(1, 0, patience());
   rank.offer(1);
   EXPECT_EQ(client.fetch(1, 1, patience()).version, 3);
-  EXPECT_EQ(client.counters().retries, 2);
+  EXPECT_GE(client.counters().retries, 2);  // more where an answer overtakes the offer that follows it
 }
 
 TEST_F(WeightRefusal, AfterOneTheNextHonestVersionIsTaken) {
