@@ -152,8 +152,13 @@ void HubRollouts::add_metrics(MetricRecord& record) {
   if (step_s != nullptr && *step_s > 0) record.set("async/trainer/idle_ratio", std::min(1.0, waited_s / *step_s));
   record.set("async/rollout/idle_ratio", service_->take_idle_share());
   record.set("async/rollout/workers", static_cast<double>(service_->num_workers()));
-  const int64_t dropped = service_->counters().num_dropped_stale;
-  record.set("training/groups_dropped_stale", static_cast<double>(dropped - std::exchange(num_dropped_, dropped)));
+  const HubCounters before = std::exchange(told_, service_->counters());
+  const auto set_since = [&](const char* name, int64_t HubCounters::*count) {
+    record.set(name, static_cast<double>(told_.*count - before.*count));
+  };
+  set_since("training/groups_dropped_stale", &HubCounters::num_dropped_stale);
+  set_since("async/rollout/prompts_reissued", &HubCounters::num_reissued);
+  set_since("async/rollout/prompts_continued", &HubCounters::num_continued);
 }
 
 RunStatus::Hub HubRollouts::figures() {

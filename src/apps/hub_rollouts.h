@@ -61,7 +61,7 @@ class HubRollouts {
   int64_t epoch_ = 0;
   PolicyVersion version_;                          // that workers know of
   TrainCounters kept_;                             // by the last checkpoint that was begun
-  int64_t num_dropped_ = 0;                        // in the records so far
+  HubCounters told_;                               // in the records so far
   std::deque<std::pair<double, int64_t>> groups_;  // figures(): seconds, groups taken in by then; of the last minute
   Stopwatch watch_;
 };

@@ -163,8 +163,9 @@ class ChannelServer {
 class ChannelClient {
  public:
   // Connects in the background, and again whenever the connection is lost, with a delay that doubles and jitters.
-  // ConfigError where a setting forbids it.
-  ChannelClient(const std::string& address, const std::optional<ClientKeys>& keys, const ChannelSettings& settings);
+  // ConfigError where a setting forbids it. context: of several clients, which share its threads and go before it.
+  ChannelClient(const std::string& address, const std::optional<ClientKeys>& keys, const ChannelSettings& settings,
+                const ZmqContext* context = nullptr);
   ~ChannelClient();
 
   SendResult send(uint16_t type, std::span<const std::string_view> parts);
@@ -173,6 +174,11 @@ class ChannelClient {
   std::optional<ChannelMessage> receive(std::chrono::steady_clock::time_point deadline);
   void wake() { wake_.raise(); }
   bool is_open() const { return open_; }
+  // For who waits for several clients at once. next(): a message that is there already. Connections begin and end in
+  // receive() alone, which must be called now and then. file(): readable when next() may have something that it had
+  // not before the last send(); another one for each connection, -1 between them.
+  std::optional<ChannelMessage> next();
+  int file() const { return dealer_ ? dealer_->file() : -1; }
   // Why the server does not let us in, as far as it is known: a key that is not on its list, another protocol version,
   // no answer. Empty while the connection is open.
   std::string refusal() const;
@@ -189,7 +195,8 @@ class ChannelClient {
   ChannelSettings settings_;
   std::string address_;
   std::optional<ClientKeys> keys_;
-  ZmqContext context_;
+  std::optional<ZmqContext> own_context_;
+  const ZmqContext& context_;
   WakeUp wake_;
   std::unique_ptr<ZmqSocket> dealer_, monitor_;  // null between a lost connection and the next attempt
   int64_t attempt_ = 0;

@@ -13,11 +13,11 @@ namespace temper {
 using Clock = std::chrono::steady_clock;
 
 ChannelClient::ChannelClient(const std::string& address, const std::optional<ClientKeys>& keys,
-                             const ChannelSettings& settings)
+                             const ChannelSettings& settings, const ZmqContext* context)
     : settings_(settings),
       address_(address),
       keys_(keys),
-      context_(settings.io_threads),
+      context_(context != nullptr ? *context : own_context_.emplace(settings.io_threads)),
       jitter_(std::random_device()()) {
   check_settings(settings);
   check_client_address(address, !keys, settings);
@@ -38,7 +38,7 @@ void ChannelClient::connect() {
     dealer_->set(ZMQ_CURVE_PUBLICKEY, keys_->own.public_key);
     dealer_->set(ZMQ_CURVE_SECRETKEY, keys_->own.secret_key);
   }
-  const std::string events = format("inproc://temper.events.{}", ++attempt_);
+  const std::string events = format("inproc://temper.events.{}.{}", reinterpret_cast<uintptr_t>(this), ++attempt_);
   dealer_->monitor(events);
   monitor_ = std::make_unique<ZmqSocket>(context_, ZmqKind::kPair);
   monitor_->set(ZMQ_RCVHWM, 0);  // ZeroMQ's I/O thread waits where this queue is full
@@ -100,8 +100,11 @@ std::optional<ChannelMessage> ChannelClient::receive(Clock::time_point deadline)
       wait_readable({dealer_.get(), monitor_.get()}, {wake_.file()}, deadline);
     else
       wait_readable({}, {wake_.file()}, std::min(deadline, retry_at_));
+    wake_.look();
   }
 }
+
+std::optional<ChannelMessage> ChannelClient::next() { return closed_ || lost_ ? std::nullopt : take(); }
 
 void ChannelClient::see_events() {
   ZmqEvent event;

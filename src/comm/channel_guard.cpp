@@ -58,6 +58,7 @@ void ChannelGuard::run() {
     auto deadline = Clock::now() + 60s;
     if (!tell_again_.empty()) deadline = std::min(deadline, tell_again_.begin()->first);
     wait_readable({&questions_, &events_}, {stop_.file()}, deadline);
+    stop_.look();
     answer();
     see_event();
     while (!tell_again_.empty() && tell_again_.begin()->first <= Clock::now()) {

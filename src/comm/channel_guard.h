@@ -29,6 +29,7 @@ class ChannelGuard {
   // itself takes note.
   std::vector<int> take_disconnected();
   int disconnected_file() const { return disconnected_.file(); }  // readable when there are some
+  void look() { disconnected_.look(); }                           // after a wait for it
   int64_t connections() const { return connections_; }
   int64_t handshakes_failed() const { return handshakes_failed_; }
   int64_t keys_refused() const { return keys_refused_; }

@@ -1,4 +1,3 @@
-#include <sys/resource.h>
 #include <zmq.h>
 
 #include <numeric>
@@ -9,19 +8,12 @@
 #include "comm/channel_socket.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/process.h"
 
 namespace temper {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// A file a connection: the usual limit of 1,024 is less than a thousand workers and what else is open.
-void raise_file_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= limit.rlim_max) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);  // as it was where it fails
-}
 
 int file_of(const ZmqMessage& message) {
   const std::string text = message.property("__fd");  // as ZMQ_SRCFD
@@ -39,7 +31,7 @@ ChannelServer::ChannelServer(const std::string& address, const std::optional<Ser
     : settings_(settings), context_(settings.io_threads) {
   check_settings(settings);
   check_server_address(address, !keys, settings);
-  raise_file_limit();
+  raise_file_limit();  // the usual limit of 1,024 is less than a thousand workers and what else is open
   router_ = std::make_unique<ZmqSocket>(context_, ZmqKind::kRouter);
   set_common_options(*router_, settings);
   router_->set(ZMQ_ROUTER_MANDATORY, 1);  // else a message to a peer that is gone would vanish in silence
@@ -108,6 +100,8 @@ std::optional<ChannelMessage> ChannelServer::receive(Clock::time_point deadline)
     }
     if (wake_.take() || std::exchange(credit_came_, false) || Clock::now() >= deadline) return std::nullopt;
     wait_readable({router_.get()}, {wake_.file(), guard_->disconnected_file()}, deadline);
+    wake_.look();
+    guard_->look();
   }
 }
 

@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint32_t kMessageMagic = 0x52504D54;  // "TMPR"
 constexpr size_t kHeaderBytes = 32;
+constexpr size_t kBodyBytesAt = 16;
 constexpr size_t kChecksumAt = 24;
 constexpr size_t kMaxWorkerNameBytes = 1024;  // of a worker's name and identities
 
@@ -229,7 +230,7 @@ std::string encode(const RolloutMessage& message) {
   std::visit(BodyWriter{writer}, message.body);
   std::string bytes = writer.take();
   const uint64_t body_bytes = bytes.size() - kHeaderBytes;
-  std::memcpy(bytes.data() + 16, &body_bytes, sizeof body_bytes);
+  std::memcpy(bytes.data() + kBodyBytesAt, &body_bytes, sizeof body_bytes);
   const uint64_t sum = checksum(bytes);
   std::memcpy(bytes.data() + kChecksumAt, &sum, sizeof sum);
   return bytes;
@@ -261,13 +262,30 @@ RolloutMessage decode_rollout_message(std::string_view bytes) {
   return message;
 }
 
+std::vector<RolloutMessage> decode_rollout_messages(std::string_view bytes) {
+  std::vector<RolloutMessage> messages;
+  do {
+    size_t size = bytes.size();
+    if (size >= kHeaderBytes) {
+      const auto body_bytes = WireReader(bytes.substr(kBodyBytesAt)).number<uint64_t>();
+      if (body_bytes < size - kHeaderBytes) size = kHeaderBytes + static_cast<size_t>(body_bytes);
+    }
+    messages.push_back(decode_rollout_message(bytes.substr(0, size)));
+    bytes.remove_prefix(size);
+  } while (!bytes.empty());
+  return messages;
+}
+
 std::optional<VersionSpan> version_span(const std::vector<Completion>& completions) {
   std::optional<VersionSpan> span;
   for (const Completion& completion : completions)
-    for (const PolicyVersion version : completion.policy_versions) {
-      if (!span) span = VersionSpan{version, version};
-      span->oldest = std::min(span->oldest, version);
-      span->newest = std::max(span->newest, version);
+    if (!completion.policy_versions.empty()) {
+      VersionSpan of = span.value_or(VersionSpan{completion.policy_versions[0], completion.policy_versions[0]});
+      for (const PolicyVersion version : completion.policy_versions) {
+        of.oldest = std::min(of.oldest, version);
+        of.newest = std::max(of.newest, version);
+      }
+      span = of;
     }
   return span;
 }

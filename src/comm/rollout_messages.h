@@ -18,7 +18,7 @@
 
 namespace temper {
 
-inline constexpr uint16_t kRolloutProtocol = 1;
+inline constexpr uint16_t kRolloutProtocol = 2;
 
 // ---- from a worker ----
 
@@ -121,6 +121,8 @@ std::string encode(const RolloutMessage& message);
 // that is not there, an unknown type or choice, arrays of a completion that differ in length. Sizes are checked before
 // anything is allocated.
 RolloutMessage decode_rollout_message(std::string_view bytes);
+// A frame's payload: one message or several, one after another. FormatError where any is none.
+std::vector<RolloutMessage> decode_rollout_messages(std::string_view bytes);
 
 // The oldest and newest version that drew a token; nothing where there is no token.
 struct VersionSpan {

@@ -1,5 +1,6 @@
 #include "comm/wire_format.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -8,7 +9,7 @@ namespace temper {
 namespace {
 
 constexpr size_t kTextBytes = sizeof(int64_t);           // of an empty text or array
-constexpr size_t kCompletionBytes = 8 * kTextBytes + 1;  // of an empty completion
+constexpr size_t kCompletionBytes = 7 * kTextBytes + 3;  // of an empty completion
 
 }  // namespace
 
@@ -42,11 +43,16 @@ Prompt read_prompt(WireReader& reader) {
 namespace {
 
 void write_completion(const Completion& completion, WireWriter& writer) {
-  writer.array(completion.token_ids);
-  writer.array(completion.logprobs);
-  writer.array(completion.behavior_logprobs);
-  writer.array(completion.policy_versions);
-  writer.array(completion.mask);
+  const std::vector<float>&logprobs = completion.logprobs, &behavior = completion.behavior_logprobs;
+  // At temperature 1 they are the same bits.
+  const bool same = behavior.size() == logprobs.size() &&
+                    (logprobs.empty() || std::memcmp(behavior.data(), logprobs.data(), 4 * logprobs.size()) == 0);
+  writer.ids(completion.token_ids);
+  writer.array(logprobs);
+  writer.number(static_cast<uint8_t>(same));
+  if (!same) writer.array(behavior);
+  writer.runs(completion.policy_versions);
+  writer.runs(completion.mask);
   writer.text(completion.text);
   writer.number(static_cast<uint8_t>(completion.finish_reason));
   writer.array(completion.rewards);
@@ -55,11 +61,11 @@ void write_completion(const Completion& completion, WireWriter& writer) {
 
 Completion read_completion(WireReader& reader) {
   Completion completion;
-  completion.token_ids = reader.array<int32_t>();
+  completion.token_ids = reader.ids();
   completion.logprobs = reader.array<float>();
-  completion.behavior_logprobs = reader.array<float>();
-  completion.policy_versions = reader.array<PolicyVersion>();
-  completion.mask = reader.array<uint8_t>();
+  completion.behavior_logprobs = reader.flag() ? completion.logprobs : reader.array<float>();
+  completion.policy_versions = reader.runs<PolicyVersion>(completion.token_ids.size());
+  completion.mask = reader.runs<uint8_t>(completion.token_ids.size());
   completion.text = reader.text();
   completion.finish_reason = reader.choice(FinishReason::kAborted);
   completion.rewards = reader.array<double>();
@@ -86,6 +92,42 @@ int64_t WireReader::length(size_t element_bytes) {
     throw FormatError("a message is cut short: {} elements of {} bytes, {} bytes are left.", count, element_bytes,
                       bytes_.size());
   return count;
+}
+
+size_t WireReader::run_length(size_t most) {
+  const auto count = number<int64_t>();
+  if (count < 1 || static_cast<uint64_t>(count) > most)
+    throw FormatError("a message has a run of {} values where {} are left.", count, most);
+  return static_cast<size_t>(count);
+}
+
+void WireWriter::ids(const std::vector<int32_t>& values) {
+  const bool narrow = std::all_of(values.begin(), values.end(), [](int32_t id) { return id >= 0 && id <= UINT16_MAX; });
+  number(static_cast<uint8_t>(narrow));
+  if (!narrow) return array(values);
+  number(static_cast<int64_t>(values.size()));
+  const size_t begin = bytes_.size();
+  bytes_.resize(begin + values.size() * sizeof(uint16_t));
+  char* to = bytes_.data() + begin;
+  for (const int32_t value : values) {
+    const auto id = static_cast<uint16_t>(value);
+    std::memcpy(to, &id, sizeof id);
+    to += sizeof id;
+  }
+}
+
+std::vector<int32_t> WireReader::ids() {
+  if (!flag()) return array<int32_t>();
+  std::vector<int32_t> values(static_cast<size_t>(length(sizeof(uint16_t))));
+  const char* from = bytes_.data();
+  for (int32_t& value : values) {
+    uint16_t id = 0;
+    std::memcpy(&id, from, sizeof id);
+    from += sizeof id;
+    value = id;
+  }
+  bytes_.remove_prefix(values.size() * sizeof(uint16_t));
+  return values;
 }
 
 uint8_t WireReader::choice_up_to(uint8_t last) {

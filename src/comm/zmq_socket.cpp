@@ -42,9 +42,10 @@ ZmqSend sent_or_why_not(int result) {
 
 }  // namespace
 
-ZmqContext::ZmqContext(int io_threads) : handle_(zmq_ctx_new()) {
+ZmqContext::ZmqContext(int io_threads, int max_sockets) : handle_(zmq_ctx_new()) {
   check_zmq(handle_ != nullptr, "zmq_ctx_new");
   check_zmq(zmq_ctx_set(handle_, ZMQ_IO_THREADS, io_threads) == 0, "zmq_ctx_set");
+  check_zmq(zmq_ctx_set(handle_, ZMQ_MAX_SOCKETS, max_sockets) == 0, "zmq_ctx_set");
 }
 
 ZmqContext::~ZmqContext() {
@@ -122,6 +123,13 @@ std::string ZmqSocket::last_address() const {
   return text.data();
 }
 
+int ZmqSocket::file() const {
+  int file = -1;
+  size_t size = sizeof file;
+  check_zmq(zmq_getsockopt(handle_, ZMQ_FD, &file, &size) == 0, "zmq_getsockopt");
+  return file;
+}
+
 void ZmqSocket::monitor(const std::string& address) {
   check_zmq(zmq_socket_monitor(handle_, address.empty() ? nullptr : address.c_str(), ZMQ_EVENT_ALL) == 0,
             "zmq_socket_monitor");
@@ -166,13 +174,22 @@ WakeUp::WakeUp() : file_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
 WakeUp::~WakeUp() { ::close(file_); }
 
 void WakeUp::raise() {
+  raised_ = true;
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(file_, &one, sizeof one);  // full: it is raised already
 }
 
 bool WakeUp::take() {
+  if (!raised_.exchange(false)) return false;
   uint64_t count = 0;
-  return ::read(file_, &count, sizeof count) == static_cast<ssize_t>(sizeof count);
+  [[maybe_unused]] const ssize_t cleared = ::read(file_, &count, sizeof count);
+  return true;
+}
+
+// The flag may have been taken between its raise() and the file's becoming readable: then the file says it once more.
+void WakeUp::look() {
+  uint64_t count = 0;
+  if (::read(file_, &count, sizeof count) == static_cast<ssize_t>(sizeof count)) raised_ = true;
 }
 
 // https://libzmq.readthedocs.io/en/latest/zmq_socket_monitor.html: event (16 bits), value (32 bits); then the address.

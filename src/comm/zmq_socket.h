@@ -2,6 +2,7 @@
 // channel_*.cpp. A socket belongs to one thread; nothing here blocks but wait_readable().
 #pragma once
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +17,7 @@ enum class ZmqSend { kSent, kFull, kUnreachable };
 
 class ZmqContext {
  public:
-  explicit ZmqContext(int io_threads);
+  explicit ZmqContext(int io_threads, int max_sockets = 1023);
   ~ZmqContext();  // after its sockets
   ZmqContext(const ZmqContext&) = delete;
   ZmqContext& operator=(const ZmqContext&) = delete;
@@ -56,6 +57,7 @@ class ZmqSocket {
   void bind(const std::string& address);  // CommError names the address and the reason
   void connect(const std::string& address);
   std::string last_address() const;
+  int file() const;  // readable when something may have happened: look with receive() until it has nothing
   void monitor(const std::string& address);  // its events go to a pair socket that connects there; "": no longer
 
   ZmqSend send(std::string_view bytes, bool more);
@@ -81,9 +83,11 @@ class WakeUp {
   WakeUp& operator=(const WakeUp&) = delete;
   void raise();  // any thread
   bool take();   // true where it was raised since the last take()
+  void look();   // after a wait for its file, before take(), which costs nothing where the flag is not raised
   int file() const { return file_; }
 
  private:
+  std::atomic<bool> raised_ = false;
   int file_;
 };
 

@@ -14,4 +14,7 @@ int64_t slurm_step_tasks();  // how many processes the srun began that began thi
 char process_state(int64_t pid);
 int64_t process_start_ticks(int64_t pid);
 
+double process_cpu_s();   // of this process's threads so far
+void raise_file_limit();  // of open files, to what the system allows; stays as it is where that fails
+
 }  // namespace temper

@@ -244,7 +244,7 @@ void RolloutLoop::hear(const ChannelMessage& message, int64_t now) {
   if (message.type == kClosed) unsent_.clear();  // results are sent again, the rest is void
   if (message.type < kFirstApplicationType) return;
   try {
-    machine_.receive(decode_rollout_message(message.payload()), now);
+    for (const RolloutMessage& said : decode_rollout_messages(message.payload())) machine_.receive(said, now);
   } catch (const FormatError& error) {
     log_warning("a message of the hub was refused: {}", error.what());
   }

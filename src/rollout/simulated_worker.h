@@ -1,9 +1,12 @@
-// A rollout worker without a model, for benches and tests: speaks the whole protocol over a real connection, fetches no
-// weights, and answers each lease with completions of a given length, at once or after a pause. One thread each.
+// Rollout workers without a model, for benches and tests: each speaks the whole protocol over a real connection,
+// fetches no weights, and answers each lease with completions of a given length, at once or after a pause. All of them
+// share one thread, and ZeroMQ's.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -24,32 +27,29 @@ struct SimulatedWorkerOptions {
   double pause_s = 0;      // between a lease and its group
 };
 
-class SimulatedWorker {
+class SimulatedWorkers {
  public:
-  explicit SimulatedWorker(SimulatedWorkerOptions options);
-  ~SimulatedWorker();  // gone at once, as if it were killed
-  SimulatedWorker(const SimulatedWorker&) = delete;
-  SimulatedWorker& operator=(const SimulatedWorker&) = delete;
+  explicit SimulatedWorkers(std::vector<SimulatedWorkerOptions> options);
+  ~SimulatedWorkers();  // gone at once, as if they were killed
+  SimulatedWorkers(const SimulatedWorkers&) = delete;
+  SimulatedWorkers& operator=(const SimulatedWorkers&) = delete;
 
-  // Milliseconds from sending a group to the next lease, since the last call. Any thread.
+  // Milliseconds from sending a group to the next lease, of all workers, since the last call. Any thread.
   std::vector<float> take_lease_ms();
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct Answer {
-    Lease lease;
-    Clock::time_point at;
-  };
+  class Worker;
 
   void work();
-  void act();
-  void answer(const Lease& lease);
+  void step(Worker& worker, bool whole);
+  void watch(size_t index);
 
-  SimulatedWorkerOptions options_;
-  RolloutWorker machine_;
-  ChannelClient channel_;
-  std::deque<Answer> answers_;          // to be given, in the order of time
-  std::deque<Clock::time_point> sent_;  // groups whose place no lease has taken yet
+  ZmqContext context_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  int files_;  // an epoll of the workers' connections
+  WakeUp wake_;
+  std::multimap<Clock::time_point, Worker*> due_;  // when a worker has a group to send
   std::mutex mutex_;
   std::vector<float> lease_ms_;  // guarded by mutex_
   std::atomic<bool> closing_ = false;

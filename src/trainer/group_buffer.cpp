@@ -1,6 +1,7 @@
 #include "trainer/group_buffer.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "core/error.h"
 
@@ -43,8 +44,8 @@ bool GroupBuffer::finish(PolicyVersion floor, Finished finished) {
   --running_;
   if (version_ - finished.oldest > limits_.max_staleness && rules_.check_at_consumption) return false;
   ++waiting_[finished.oldest];
-  const auto place =
-      std::find_if(ready_.begin(), ready_.end(), [&](const Finished& other) { return other.oldest > finished.oldest; });
+  auto place = ready_.end();  // from the back: most are the newest so far
+  while (place != ready_.begin() && std::prev(place)->oldest > finished.oldest) --place;
   ready_.insert(place, std::move(finished));
   return true;
 }

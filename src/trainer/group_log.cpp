@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <utility>
 
 #include "comm/rollout_messages.h"
 #include "comm/wire_format.h"
@@ -19,18 +20,66 @@ namespace {
 
 constexpr uint32_t kMagic = 0x50524754;  // "TGRP"
 constexpr uint32_t kStart = 1;
-constexpr uint32_t kGroup = 2;
-constexpr size_t kHeaderBytes = 24;
+constexpr uint32_t kGroup = 3;
+constexpr size_t kHeaderBytes = 24, kSizeAt = 8, kSumAt = 16;
 
-std::string record(uint32_t kind, const std::string& body) {
-  WireWriter writer;
+// Appends a record whose body `write_body` writes.
+template <class WriteBody>
+void append_record(std::string& to, uint32_t kind, const WriteBody& write_body) {
+  const size_t begin = to.size(), body_at = begin + kHeaderBytes;
+  WireWriter writer(std::move(to));
   writer.number(kMagic);
   writer.number(kind);
-  writer.number(static_cast<uint64_t>(body.size()));
-  std::string bytes = writer.take();
-  const uint64_t sum = xxh3_64(bytes) ^ xxh3_64(body);
-  bytes.append(reinterpret_cast<const char*>(&sum), sizeof sum);
-  return bytes + body;
+  writer.number(uint64_t{0});  // the two that are known at the end
+  writer.number(uint64_t{0});
+  write_body(writer);
+  to = writer.take();
+  const uint64_t size = to.size() - body_at;
+  std::memcpy(to.data() + begin + kSizeAt, &size, sizeof size);
+  const std::string_view bytes = to;
+  const uint64_t sum = xxh3_64(bytes.substr(begin, kSumAt)) ^ xxh3_64(bytes.substr(body_at));
+  std::memcpy(to.data() + begin + kSumAt, &sum, sizeof sum);
+}
+
+void append_group(std::string& to, const LoggedGroup& group) {
+  append_record(to, kGroup, [&](WireWriter& writer) {
+    writer.number(group.epoch);
+    writer.number(group.serial);
+    writer.number(group.prompt_hash);
+    write_completions(group.completions, writer);
+  });
+}
+
+SharedFile open_shared(const std::string& path, int flags) {
+  const int descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  if (descriptor < 0) throw IoError("{}: cannot be opened ({}).", path, std::strerror(errno));
+  return {new int(descriptor), [](const int* open) {
+            ::close(*open);
+            delete open;
+          }};
+}
+
+bool write_at(int descriptor, std::string_view bytes, int64_t at) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::pwrite(descriptor, bytes.data(), bytes.size(), at);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    bytes.remove_prefix(static_cast<size_t>(count));
+    at += count;
+  }
+  return true;
+}
+
+std::string read_at(int descriptor, int64_t at, int64_t size_bytes) {
+  std::string bytes(static_cast<size_t>(size_bytes), '\0');
+  for (size_t done = 0; done < bytes.size();) {
+    const ssize_t count =
+        ::pread(descriptor, bytes.data() + done, bytes.size() - done, at + static_cast<int64_t>(done));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) throw IoError("the log of groups cannot be read ({}).", std::strerror(errno));
+    done += static_cast<size_t>(count);
+  }
+  return bytes;
 }
 
 // The body of the record that begins the bytes; nothing where it is not whole.
@@ -47,7 +96,7 @@ std::optional<Record> next_record(std::string_view bytes) {
   const auto sum = reader.number<uint64_t>();
   if (magic != kMagic || size > bytes.size() - kHeaderBytes) return std::nullopt;
   found.body = bytes.substr(kHeaderBytes, size);
-  if (sum != (xxh3_64(bytes.substr(0, 16)) ^ xxh3_64(found.body))) return std::nullopt;
+  if (sum != (xxh3_64(bytes.substr(0, kSumAt)) ^ xxh3_64(found.body))) return std::nullopt;
   return found;
 }
 
@@ -61,6 +110,13 @@ LoggedGroup read_group_body(std::string_view body) {
   return group;
 }
 
+std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+std::string trim_path(const std::string& log) { return log + ".trim"; }
+
 bool newer_than(const LoggedGroup& group, PolicyVersion version) {
   const auto span = version_span(group.completions);
   return span && span->newest > version;
@@ -73,19 +129,18 @@ uint64_t hash_prompt(const Prompt& prompt) {
 }
 
 std::string start_record(int64_t epoch, PolicyVersion version) {
-  WireWriter writer;
-  writer.number(epoch);
-  writer.number(version);
-  return record(kStart, writer.take());
+  std::string bytes;
+  append_record(bytes, kStart, [&](WireWriter& writer) {
+    writer.number(epoch);
+    writer.number(version);
+  });
+  return bytes;
 }
 
 std::string group_record(const LoggedGroup& group) {
-  WireWriter writer;
-  writer.number(group.epoch);
-  writer.number(group.serial);
-  writer.number(group.prompt_hash);
-  write_completions(group.completions, writer);
-  return record(kGroup, writer.take());
+  std::string bytes;
+  append_group(bytes, group);
+  return bytes;
 }
 
 LogContents read_group_log(std::string_view bytes, PolicyVersion version, const RolloutRules& rules) {
@@ -119,58 +174,92 @@ GroupLog::GroupLog(std::string path, PolicyVersion version, int64_t at_least_epo
   epoch_ = std::max(contents.last_epoch + 1, at_least_epoch);
   // The new file holds what is of use; it takes the old one's place when it is durable.
   std::string kept;
-  for (const LoggedGroup& group : contents.groups) kept += group_record(group);
-  write_file_atomically(path_, kept + start_record(epoch_, version));
-  replay_ = std::move(contents.groups);
-  open_at_end();
-}
-
-GroupLog::~GroupLog() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-}
-
-void GroupLog::open_at_end() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
-  size_bytes_ = descriptor_ < 0 ? -1 : ::lseek(descriptor_, 0, SEEK_END);
-  if (size_bytes_ < 0) throw IoError("{}: cannot be opened ({}).", path_, std::strerror(errno));
-  dirty_ = false;
-}
-
-bool GroupLog::append(const LoggedGroup& group) {
-  const std::string bytes = group_record(group);
-  size_t written = 0;
-  while (written < bytes.size()) {
-    const ssize_t count = ::pwrite(descriptor_, bytes.data() + written, bytes.size() - written,
-                                   size_bytes_ + static_cast<off_t>(written));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) {
-      // What follows half a record would never be read.
-      [[maybe_unused]] const int cut = ::ftruncate(descriptor_, size_bytes_);
-      return false;
-    }
-    written += static_cast<size_t>(count);
+  for (const LoggedGroup& group : contents.groups) {
+    const auto at = static_cast<int64_t>(kept.size());
+    append_group(kept, group);
+    places_.push_back({group.serial, at, static_cast<int64_t>(kept.size()) - at});
   }
-  size_bytes_ += static_cast<int64_t>(bytes.size());
-  dirty_ = true;
-  return true;
+  start_ = start_record(epoch_, version);
+  write_file_atomically(path_, kept + start_);
+  size_bytes_ = static_cast<int64_t>(kept.size() + start_.size());
+  replay_ = std::move(contents.groups);
+  file_ = open_shared(path_, O_RDWR);
+}
+
+GroupLog::~GroupLog() { flush(); }
+
+void GroupLog::append(const LoggedGroup& group) {
+  const size_t begin = appended_.size();
+  append_group(appended_, group);
+  places_.push_back(
+      {group.serial, size_bytes_ + static_cast<int64_t>(begin), static_cast<int64_t>(appended_.size() - begin)});
+  ++num_appended_;
+}
+
+int64_t GroupLog::flush() {
+  if (num_appended_ == 0) return 0;
+  const bool good = write_at(*file_, appended_, size_bytes_);
+  if (good) {
+    size_bytes_ += static_cast<int64_t>(appended_.size());
+    dirty_ = true;
+  } else {
+    // What follows half a record would never be read.
+    [[maybe_unused]] const int cut = ::ftruncate(*file_, size_bytes_);
+    places_.resize(places_.size() - static_cast<size_t>(num_appended_));
+  }
+  appended_.clear();
+  return std::exchange(num_appended_, 0) * (good ? 0 : 1);
 }
 
 void GroupLog::sync_if_due(int64_t now_ms) {
   if (!dirty_ || now_ms - last_sync_ms_ < sync_every_ms_) return;
-  ::fdatasync(descriptor_);
+  if (syncing_.valid() && syncing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return;
+  syncing_ =
+      std::async(std::launch::async, [file = file_, folder = std::exchange(renamed_, false) ? folder_of(path_) : ""] {
+        ::fdatasync(*file);
+        if (!folder.empty()) ::fsync(*open_shared(folder, O_RDONLY | O_DIRECTORY));
+      });
   last_sync_ms_ = now_ms;
   dirty_ = false;
 }
 
-void GroupLog::keep_only(const std::function<bool(int64_t serial)>& needed, PolicyVersion version) {
-  std::string kept;
-  const LogContents contents = read_group_log(read_file(path_), version);
-  const std::string start = start_record(epoch_, version);
-  for (const LoggedGroup& group : contents.groups)
-    if (needed(group.serial)) kept += group_record(group);
-  write_file_atomically(path_, kept + start);
-  open_at_end();
+void GroupLog::adopt(LogTrim trim) {
+  flush();
+  const std::string since = read_at(*file_, trim.upto_, size_bytes_ - trim.upto_);
+  auto size = static_cast<int64_t>(start_.size());
+  std::vector<Place> places;
+  for (const LogTrim::Piece& piece : trim.pieces_) {
+    places.push_back({piece.serial, size, piece.size_bytes});
+    size += piece.size_bytes;
+  }
+  for (const Place& place : places_)
+    if (place.at >= trim.upto_) places.push_back({place.serial, place.at - trim.upto_ + size, place.size_bytes});
+  const std::string written = trim_path(path_);
+  if (!write_at(*trim.file_, since, size) || ::rename(written.c_str(), path_.c_str()) != 0)
+    throw IoError("{}: cannot take the place of {} ({}).", written, path_, std::strerror(errno));
+  file_ = std::move(trim.file_);
+  size_bytes_ = size + static_cast<int64_t>(since.size());
+  places_ = std::move(places);
+  dirty_ = renamed_ = true;
+}
+
+LogTrim::LogTrim(const GroupLog& log, const std::function<bool(int64_t serial)>& needed)
+    : path_(trim_path(log.path_)), start_(log.start_), old_(log.file_), upto_(log.size_bytes_) {
+  for (const GroupLog::Place& place : log.places_)
+    if (place.at < upto_ && needed(place.serial)) pieces_.push_back({place.serial, place.at, place.size_bytes});
+}
+
+void LogTrim::write() {
+  file_ = open_shared(path_, O_RDWR | O_CREAT | O_TRUNC);
+  // This start comes first: what follows belongs to its history, though its tokens may be newer than the start.
+  auto size = static_cast<int64_t>(start_.size());
+  bool good = write_at(*file_, start_, 0);
+  for (const Piece& piece : pieces_) {
+    good = good && write_at(*file_, read_at(*old_, piece.from, piece.size_bytes), size);
+    size += piece.size_bytes;
+  }
+  good = good && ::fsync(*file_) == 0;
+  if (!good) throw IoError("{}: cannot be written ({}).", path_, std::strerror(errno));
 }
 
 }  // namespace temper

@@ -1,16 +1,20 @@
 // The log of accepted groups: what workers generated and no step has consumed survives the hub's death. A group is
 // appended before it is acknowledged; after a restart those that belong to the checkpoint's history are used instead of
-// being generated again. Written from the hub's thread.
+// being generated again. Groups are appended in memory and written together, many with one write. A log is used by one
+// thread at a time; nothing here waits for the disk but the constructor and LogTrim::write().
 //
 // The file is a row of records: u32 magic "TGRP", u32 kind, u64 bytes of the body, u64 XXH3-64 of these 16 bytes and
-// the body, body. Kinds: 1, a trainer's start {epoch, version}; 2, a group {epoch, serial, prompt hash, completions}.
-// Reading stops at the first record that is not whole: the tail of a write that a crash cut off.
+// the body, body. Kinds: 1, a trainer's start {epoch, version}; 3, a group {epoch, serial, prompt hash, completions}
+// (2 was one in an older form, which is passed over). Reading stops at the first record that is not whole: the tail of
+// a write that a crash cut off.
 //
 // Which groups a start at version v may use: those whose newest token is of version v or older, and was so at every
 // start between the group and now: a start at version c undid the versions above c, though their numbers come again.
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <future>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,6 +34,9 @@ struct LoggedGroup {
 
 uint64_t hash_prompt(const Prompt& prompt);
 
+// A file that is open, shared by what still uses it: the log, its trimming, its way to the disk.
+using SharedFile = std::shared_ptr<const int>;
+
 std::string start_record(int64_t epoch, PolicyVersion version);
 std::string group_record(const LoggedGroup& group);
 
@@ -39,6 +46,27 @@ struct LogContents {
   size_t valid_bytes = 0;  // up to the first record that is not whole
 };
 LogContents read_group_log(std::string_view bytes, PolicyVersion version, const RolloutRules& rules = {});
+
+class GroupLog;
+
+// After a checkpoint: the log without the groups that no restart needs. Made from the log, written beside it while the
+// log goes on, then put in its place by GroupLog::adopt().
+class LogTrim {
+ public:
+  LogTrim(const GroupLog& log, const std::function<bool(int64_t serial)>& needed);
+  void write();  // what was needed, durably; IoError: the log stays as it is
+
+ private:
+  friend GroupLog;
+  struct Piece {
+    int64_t serial = 0;
+    int64_t from = 0, size_bytes = 0;  // in the old file
+  };
+  std::string path_, start_;
+  SharedFile old_, file_;
+  std::vector<Piece> pieces_;
+  int64_t upto_;  // of the old file
+};
 
 class GroupLog {
  public:
@@ -52,24 +80,34 @@ class GroupLog {
   int64_t epoch() const { return epoch_; }
   std::vector<LoggedGroup> take_replay() { return std::exchange(replay_, {}); }
 
-  // False: not written (a full disk); the file is as before.
-  bool append(const LoggedGroup& group);
-  // fsync, where something was appended and the last one is sync_every_ms ago.
+  // In memory, until flush().
+  void append(const LoggedGroup& group);
+  // Writes what was appended. The number of groups that could not be (a full disk): all of them or none, and the file
+  // is as before.
+  int64_t flush();
+  // Begins to bring what was written to the disk, where the last time is sync_every_ms ago and has come to its end.
   void sync_if_due(int64_t now_ms);
-  // After a checkpoint: keeps the groups of these serials only; version is the newest there is. IoError: the old file
-  // stays.
-  void keep_only(const std::function<bool(int64_t serial)>& needed, PolicyVersion version);
+  // After its write(). IoError: the old file stays.
+  void adopt(LogTrim trim);
 
  private:
-  void open_at_end();
+  friend LogTrim;
+  struct Place {
+    int64_t serial = 0;
+    int64_t at = 0, size_bytes = 0;
+  };
 
-  std::string path_;
-  int descriptor_ = -1;
-  int64_t size_bytes_ = 0;
+  std::string path_, start_;
+  SharedFile file_;
+  int64_t size_bytes_ = 0;     // of the file
+  std::vector<Place> places_;  // of the groups in the file and in appended_
+  std::string appended_;
+  int64_t num_appended_ = 0;
   int64_t epoch_ = 0;
   int64_t sync_every_ms_;
   int64_t last_sync_ms_ = 0;
-  bool dirty_ = false;
+  bool dirty_ = false, renamed_ = false;  // since it was brought to the disk
+  std::future<void> syncing_;
   std::vector<LoggedGroup> replay_;
 };
 

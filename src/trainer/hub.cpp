@@ -106,6 +106,7 @@ void Hub::cancel_lost_leases() {
 // ---- the workers' side ----
 
 void Hub::receive(const std::string& route, RolloutMessage message, int64_t now_ms) {
+  now_ms_ = now_ms;
   if (const auto* hello = std::get_if<Hello>(&message.body)) {
     on(route, *hello, now_ms);
     return give_out(now_ms);
@@ -190,7 +191,8 @@ void Hub::on(const std::string& route, Worker& worker, const Heartbeat& heartbea
 
 void Hub::on(const std::string& route, GroupResult& result) {
   std::string why;
-  const ResultVerdict verdict = judge(result, why);
+  const auto span = version_span(result.completions);
+  const ResultVerdict verdict = judge(result, span, why);
   if (verdict != ResultVerdict::kAccepted) {
     ++counters_.num_results_refused[static_cast<size_t>(verdict)];
     if (!why.empty()) lose_lease(result.lease, /*requeue=*/true, why);
@@ -199,7 +201,7 @@ void Hub::on(const std::string& route, GroupResult& result) {
   const auto found = leases_.find(result.lease);
   const ActiveLease lease = found->second;
   if (rules_.result_ends_lease) end_lease(found);
-  send(route, Ack{result.lease, accept(lease, result)});
+  send(route, Ack{result.lease, accept(lease, result, span)});
 }
 
 void Hub::on(const std::string& route, HandBack& back) {
@@ -218,7 +220,7 @@ void Hub::on(const std::string& route, HandBack& back) {
 
 // ---- results ----
 
-ResultVerdict Hub::judge(const GroupResult& result, std::string& why) const {
+ResultVerdict Hub::judge(const GroupResult& result, const std::optional<VersionSpan>& span, std::string& why) const {
   const auto found = leases_.find(result.lease);
   if (found == leases_.end()) {
     if (result.lease <= 0 || result.lease >= next_lease_) return ResultVerdict::kInvalid;  // never issued
@@ -226,11 +228,12 @@ ResultVerdict Hub::judge(const GroupResult& result, std::string& why) const {
     const bool waits = ticket != tickets_.end() && entries_.at(ticket->second).state != PromptState::kFinished;
     return waits ? ResultVerdict::kLate : ResultVerdict::kDuplicate;
   }
-  why = why_invalid(entries_.at(found->second.ticket), found->second, result);
+  why = why_invalid(entries_.at(found->second.ticket), found->second, result, span);
   return why.empty() ? ResultVerdict::kAccepted : ResultVerdict::kInvalid;
 }
 
-std::string Hub::why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result) const {
+std::string Hub::why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result,
+                             const std::optional<VersionSpan>& span) const {
   if (result.serial != entry.prompt.serial)
     return format("a result for prompt {} instead of {}", result.serial, entry.prompt.serial);
   const auto count = static_cast<int64_t>(result.completions.size());
@@ -241,10 +244,10 @@ std::string Hub::why_invalid(const Entry& entry, const ActiveLease& lease, const
     if (completion.token_ids.empty()) return "a completion without tokens";
     if (static_cast<int64_t>(completion.rewards.size()) != options_.num_rewards)
       return format("{} rewards of a completion instead of {}", completion.rewards.size(), options_.num_rewards);
-    for (const int32_t id : completion.token_ids)
-      if (id < 0 || (options_.vocab_size > 0 && id >= options_.vocab_size)) return format("token id {}", id);
+    const auto [lowest, highest] = std::minmax_element(completion.token_ids.begin(), completion.token_ids.end());
+    if (*lowest < 0) return format("token id {}", *lowest);
+    if (options_.vocab_size > 0 && *highest >= options_.vocab_size) return format("token id {}", *highest);
   }
-  const auto span = version_span(result.completions);
   const PolicyVersion newest = is_exact(entry) ? lease.floor : buffer_.version();
   if (rules_.check_result_versions && span && (span->oldest < lease.floor || span->newest > newest))
     return format("tokens of versions {} to {}, allowed are {} to {}", span->oldest, span->newest, lease.floor, newest);
@@ -258,7 +261,7 @@ RolloutGroup Hub::group_of(const Entry& entry) {
   return group;
 }
 
-ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result) {
+ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result, const std::optional<VersionSpan>& span) {
   const int64_t ticket = lease.ticket;
   Entry& entry = entries_.at(ticket);
   RolloutGroup group = group_of(entry);
@@ -269,11 +272,11 @@ ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result) {
     entries_.erase(ticket);
     return ResultVerdict::kAccepted;
   }
-  const auto span = version_span(group.completions);
   const PolicyVersion oldest = span ? span->oldest : lease.floor;
   if (rules_.log_before_ack) {
-    const LoggedGroup logged{options_.epoch, entry.prompt.serial, hash_prompt(entry.prompt), group.completions};
+    LoggedGroup logged{options_.epoch, entry.prompt.serial, hash_prompt(entry.prompt), std::move(group.completions)};
     if (!append_to_log_(logged)) ++counters_.num_unlogged;
+    group.completions = std::move(logged.completions);
   }
   if (!buffer_.finish(lease.floor, {ticket, oldest, std::move(group)})) {
     ++counters_.num_dropped_stale;
@@ -318,7 +321,11 @@ void Hub::put_back(int64_t ticket, bool failed, const std::string& why) {
 void Hub::lose_lease(int64_t id, bool requeue, const std::string& why) {
   const auto lease = leases_.find(id);
   const int64_t ticket = lease->second.ticket;
-  if (is_training(entries_.at(ticket))) buffer_.give_up(lease->second.floor);
+  Entry& entry = entries_.at(ticket);
+  if (is_training(entry)) buffer_.give_up(lease->second.floor);
+  entry.lost_ms = now_ms_;
+  if (const auto worker = workers_.find(lease->second.route); worker != workers_.end())
+    entry.lost_by = worker->second.name;
   if (rules_.timeout_ends_lease || !requeue) {
     end_lease(lease);
   } else {
@@ -333,13 +340,14 @@ void Hub::lose_worker(const std::string& route, const std::string& why) {
   const std::set<int64_t> held = found->second.leases;
   for (const int64_t id : held) lose_lease(id, rules_.requeue_of_lost_worker, why);
   Worker& worker = found->second;
-  open_.erase({worker.leases.size(), route});
+  close(route, worker);
   const auto newest = routes_.find(worker.name);
   if (newest != routes_.end() && newest->second == route) routes_.erase(newest);
   workers_.erase(found);
 }
 
 void Hub::tick(int64_t now_ms) {
+  now_ms_ = now_ms;
   std::vector<std::string> silent;
   for (const auto& [route, worker] : workers_)
     if (now_ms - worker.last_seen_ms >= options_.worker_timeout_ms) silent.push_back(route);
@@ -356,11 +364,19 @@ void Hub::tick(int64_t now_ms) {
   give_out(now_ms);
 }
 
-// Workers with credit left, those with the fewest leases first.
-void Hub::update_open(const std::string& route, const Worker& worker) {
-  for (const size_t held : {worker.leases.size(), worker.leases.size() - 1, worker.leases.size() + 1})
-    open_.erase({held, route});
-  if (static_cast<int64_t>(worker.leases.size()) < worker.credits) open_.insert({worker.leases.size(), route});
+void Hub::close(const std::string& route, Worker& worker) {
+  if (!worker.open) return;
+  const auto version = open_.find(worker.open->first);
+  version->second.erase({worker.open->second, route});
+  if (version->second.empty()) open_.erase(version);
+  worker.open.reset();
+}
+
+void Hub::update_open(const std::string& route, Worker& worker) {
+  close(route, worker);
+  if (static_cast<int64_t>(worker.leases.size()) >= worker.credits) return;
+  worker.open = {worker.version, worker.leases.size()};
+  open_[worker.version].insert({worker.leases.size(), route});
 }
 
 void Hub::give_out(int64_t now_ms) {
@@ -408,13 +424,14 @@ PolicyVersion Hub::floor_for(const Entry& entry) const {
   return is_training(entry) ? buffer_.next_floor() : buffer_.version();
 }
 
+// Of the workers with credit left whose weights will do, the one with the fewest leases.
 const std::string* Hub::find_worker(const Entry& entry, PolicyVersion floor) const {
-  const bool exact = is_exact(entry);
-  for (const auto& [held, route] : open_) {
-    const PolicyVersion version = workers_.at(route).version;
-    if (!rules_.fresh_workers_only || (exact ? version == floor : version >= floor)) return &route;
-  }
-  return nullptr;
+  const bool fresh = rules_.fresh_workers_only;
+  const auto last = fresh && is_exact(entry) ? open_.upper_bound(floor) : open_.end();
+  const std::pair<size_t, std::string>* best = nullptr;
+  for (auto version = fresh ? open_.lower_bound(floor) : open_.begin(); version != last; ++version)
+    if (best == nullptr || *version->second.begin() < *best) best = &*version->second.begin();
+  return best == nullptr ? nullptr : &best->second;
 }
 
 void Hub::issue(int64_t ticket, Entry& entry, const std::string& route, int64_t now_ms) {
@@ -447,6 +464,10 @@ void Hub::issue(int64_t ticket, Entry& entry, const std::string& route, int64_t 
   entry.lease = message.id;
   worker.leases.insert(message.id);
   update_open(route, worker);
+  if (entry.lost_ms) {
+    reissues_.push_back({entry.prompt.serial, std::exchange(entry.lost_by, {}), worker.name, now_ms - *entry.lost_ms});
+    entry.lost_ms.reset();
+  }
   send(route, std::move(message));
 }
 

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -69,6 +70,13 @@ struct LedgerLine {
   int64_t lease = 0;  // kLeased
 };
 
+// A prompt whose worker was lost with it, or did not bring it in time, and which another worker has now.
+struct Reissue {
+  int64_t serial = 0;
+  std::string from, to;   // names of workers
+  int64_t waited_ms = 0;  // from the loss, as far as the hub knew of it
+};
+
 class Hub {
  public:
   struct Outgoing {
@@ -104,12 +112,15 @@ class Hub {
   void receive(const std::string& route, RolloutMessage message, int64_t now_ms);
   void tick(int64_t now_ms);  // looks for late leases and lost workers, gives out leases
   std::vector<Outgoing> take_outbox() { return std::exchange(outbox_, {}); }
+  std::vector<Reissue> take_reissues() { return std::exchange(reissues_, {}); }
 
   // ---- for reports and tests ----
 
   std::vector<LedgerLine> ledger() const;  // of the prompts that have not ended, in the order of their requests
   const HubCounters& counters() const { return counters_; }
   const GroupBuffer& buffer() const { return buffer_; }
+  // Of groups that were appended, so many turned out not to be written.
+  void note_unlogged(int64_t count) { counters_.num_unlogged += count; }
   int64_t num_workers() const { return static_cast<int64_t>(workers_.size()); }
   int64_t num_idle_workers() const;  // those without a lease
   int64_t num_leases() const { return static_cast<int64_t>(leases_.size()); }
@@ -126,6 +137,8 @@ class Hub {
     int32_t num_attempts = 0;  // leases issued
     int32_t num_failures = 0;  // of these, ended without a group
     std::vector<Completion> partials = {};
+    std::optional<int64_t> lost_ms = {};  // queued since it was lost by
+    std::string lost_by = {};             // this worker
   };
   struct Worker {
     std::string name;
@@ -133,6 +146,8 @@ class Hub {
     int32_t credits = 0;
     int64_t last_seen_ms = 0;
     std::set<int64_t> leases;
+    // Its place in open_: of which version, with how many leases; nothing: it has none.
+    std::optional<std::pair<PolicyVersion, size_t>> open = {};
   };
   struct ActiveLease {
     int64_t ticket = 0;
@@ -157,16 +172,18 @@ class Hub {
   const std::string* find_worker(const Entry& entry, PolicyVersion floor) const;
   void issue(int64_t ticket, Entry& entry, const std::string& route, int64_t now_ms);
 
-  ResultVerdict judge(const GroupResult& result, std::string& why) const;
-  std::string why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result) const;
-  ResultVerdict accept(const ActiveLease& lease, GroupResult& result);
+  ResultVerdict judge(const GroupResult& result, const std::optional<VersionSpan>& span, std::string& why) const;
+  std::string why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result,
+                          const std::optional<VersionSpan>& span) const;
+  ResultVerdict accept(const ActiveLease& lease, GroupResult& result, const std::optional<VersionSpan>& span);
   static RolloutGroup group_of(const Entry& entry);
   void end_lease(Leases::iterator lease);
   void put_back(int64_t ticket, bool failed, const std::string& why);
   void lose_lease(int64_t id, bool requeue, const std::string& why);
   void lose_worker(const std::string& route, const std::string& why);
   void cancel_lost_leases();
-  void update_open(const std::string& route, const Worker& worker);
+  void update_open(const std::string& route, Worker& worker);
+  void close(const std::string& route, Worker& worker);
   void send(const std::string& route, RolloutMessage::Body body) {
     outbox_.push_back({route, {options_.epoch, std::move(body)}});
   }
@@ -186,10 +203,13 @@ class Hub {
   Leases leases_;
   std::unordered_map<std::string, Worker> workers_;      // by route
   std::unordered_map<std::string, std::string> routes_;  // by name, of the newest worker of that name
-  std::set<std::pair<size_t, std::string>> open_;        // leases held and route, of workers with credit left
-  std::deque<RolloutGroup> outcomes_;                    // failed prompts and finished ones of other purposes
-  int64_t num_eval_ = 0;                                 // entries of evaluation that have not ended
+  // Workers with credit left, by the version of their weights: leases held and route.
+  std::map<PolicyVersion, std::set<std::pair<size_t, std::string>>> open_;
+  std::deque<RolloutGroup> outcomes_;  // failed prompts and finished ones of other purposes
+  int64_t num_eval_ = 0;               // entries of evaluation that have not ended
+  int64_t now_ms_ = 0;                 // of the last receive() or tick()
   std::vector<Outgoing> outbox_;
+  std::vector<Reissue> reissues_;
   HubCounters counters_;
 };
 

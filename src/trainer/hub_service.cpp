@@ -10,6 +10,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kTickMs = 100;
 constexpr int64_t kSyncLogMs = 1000;
+constexpr size_t kMostFramesAtOnce = 256;
+constexpr size_t kFrameBytes = 64 << 10;  // messages for one worker that go together
 
 int64_t to_ms(Clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(time.time_since_epoch()).count();
@@ -29,9 +31,11 @@ HubOptions with_epoch(HubOptions options, int64_t epoch) {
 HubService::HubService(HubServiceOptions options, PolicyVersion version)
     : log_(options.log_path, version, options.at_least_epoch, kSyncLogMs),
       server_(options.address, options.keys, options.channel),
-      version_(version),
       hub_(with_epoch(std::move(options.hub), log_.epoch()), version, log_.take_replay(),
-           [this](const LoggedGroup& group) { return log_.append(group); }),
+           [this](const LoggedGroup& group) {
+             log_.append(group);
+             return true;  // written by handle()
+           }),
       thread_([this] { serve(); }) {}
 
 HubService::~HubService() {
@@ -63,7 +67,6 @@ void HubService::filtered(int64_t count) {
 void HubService::publish(PolicyVersion version) {
   const std::lock_guard lock(mutex_);
   rethrow();
-  version_ = version;
   hub_.publish(version);
   server_.wake();
 }
@@ -78,18 +81,22 @@ std::optional<RolloutGroup> HubService::next_group(Clock::time_point deadline) {
   std::unique_lock lock(mutex_);
   for (bool late = false;;) {
     rethrow();
-    if (auto group = hub_.take()) {
-      server_.wake();  // its place may be given out
-      return group;
-    }
+    const int64_t num_reissued = hub_.counters().num_reissued;
+    auto group = hub_.take();
+    if (hub_.counters().num_reissued > num_reissued) server_.wake();  // prompts of groups that were too old
+    if (group) return group;
     if (late) return std::nullopt;
     late = changed_.wait_until(lock, deadline) == std::cv_status::timeout;
   }
 }
 
 void HubService::trim_log(const std::function<bool(int64_t serial)>& needed) {
-  const std::lock_guard lock(mutex_);
-  log_.keep_only(needed, version_);
+  std::unique_lock lock(mutex_);
+  LogTrim trim(log_, needed);
+  lock.unlock();  // the hub does not wait for the disk
+  trim.write();
+  lock.lock();
+  log_.adopt(std::move(trim));
 }
 
 HubCounters HubService::counters() const {
@@ -131,11 +138,7 @@ double HubService::take_idle_share() {
 void HubService::serve() {
   try {
     while (!closing_) {
-      const auto next_tick = Clock::time_point(std::chrono::milliseconds(next_tick_ms_));
-      const std::optional<ChannelMessage> message = server_.receive(next_tick);
-      const int64_t now_ms = to_ms(Clock::now());
-      if (message) handle(*message, now_ms);
-      if (!message || now_ms >= next_tick_ms_) tick(now_ms);
+      handle(listen(), to_ms(Clock::now()));
       send_all();
     }
     send_all();  // goodbyes
@@ -146,27 +149,55 @@ void HubService::serve() {
   changed_.notify_all();
 }
 
-void HubService::handle(const ChannelMessage& message, int64_t now_ms) {
-  if (message.type == kOpened) return;
-  const std::lock_guard lock(mutex_);
-  const std::string route = route_of(message.peer);
-  // A worker that comes back does so by another route.
-  const auto lose = [&] {
-    unsent_.erase(message.peer);
-    hub_.receive(route, {log_.epoch(), Goodbye{}}, now_ms);
-  };
-  if (message.type == kClosed) return lose();
-  try {
-    hub_.receive(route, decode_rollout_message(message.payload()), now_ms);
-  } catch (const FormatError& error) {
-    server_.refuse(message.peer, error.what());
-    lose();
+// Waits for the first frame, then takes what else is there.
+std::vector<HubService::Heard> HubService::listen() {
+  std::vector<Heard> heard;
+  for (Clock::time_point until{std::chrono::milliseconds(next_tick_ms_)}; heard.size() < kMostFramesAtOnce;
+       until = Clock::time_point()) {
+    const std::optional<ChannelMessage> message = server_.receive(until);
+    if (!message) break;
+    if (message->type == kOpened) continue;
+    Heard said{.peer = message->peer, .gone = message->type == kClosed};
+    try {
+      if (!said.gone) said.messages = decode_rollout_messages(message->payload());
+    } catch (const FormatError& error) {
+      server_.refuse(message->peer, error.what());
+      said.gone = true;
+    }
+    heard.push_back(std::move(said));
+  }
+  return heard;
+}
+
+void HubService::handle(std::vector<Heard> heard, int64_t now_ms) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (Heard& said : heard) {
+      const std::string route = route_of(said.peer);
+      for (RolloutMessage& message : said.messages) hub_.receive(route, std::move(message), now_ms);
+      if (!said.gone) continue;
+      // A worker that comes back does so by another route.
+      unsent_.erase(said.peer);
+      hub_.receive(route, {log_.epoch(), Goodbye{}}, now_ms);
+    }
+    if (heard.empty() || now_ms >= next_tick_ms_) tick(now_ms);  // the trainer may have asked for something
+    for (const Reissue& again : hub_.take_reissues())
+      log_to_file(LogLevel::kInfo, format("prompt {}: lost by worker {}, given to {} after {} ms", again.serial,
+                                          again.from, again.to, again.waited_ms));
+    hub_.note_unlogged(log_.flush());  // before anything is acknowledged
+    for (Hub::Outgoing& out : hub_.take_outbox()) {
+      auto& frames = unsent_[peer_of(out.route)];
+      std::string bytes = encode(out.message);
+      if (!frames.empty() && frames.back().size() + bytes.size() <= kFrameBytes)
+        frames.back() += bytes;
+      else
+        frames.push_back(std::move(bytes));
+    }
   }
   changed_.notify_all();
 }
 
 void HubService::tick(int64_t now_ms) {
-  const std::lock_guard lock(mutex_);
   hub_.tick(now_ms);
   log_.sync_if_due(now_ms);
   if (last_tick_ms_ > 0) {
@@ -176,22 +207,17 @@ void HubService::tick(int64_t now_ms) {
   }
   last_tick_ms_ = now_ms;
   next_tick_ms_ = now_ms + kTickMs;
-  changed_.notify_all();  // a prompt may have failed
 }
 
 void HubService::send_all() {
-  {
-    const std::lock_guard lock(mutex_);
-    for (Hub::Outgoing& out : hub_.take_outbox()) unsent_[peer_of(out.route)].push_back(encode(out.message));
-  }
   for (auto peer = unsent_.begin(); peer != unsent_.end();) {
-    auto& [id, messages] = *peer;
+    auto& [id, frames] = *peer;
     SendResult sent = SendResult::kSent;
-    while (!messages.empty() && sent == SendResult::kSent) {
-      sent = server_.send(id, kFirstApplicationType, messages.front());
-      if (sent == SendResult::kSent) messages.pop_front();
+    while (!frames.empty() && sent == SendResult::kSent) {
+      sent = server_.send(id, kFirstApplicationType, frames.front());
+      if (sent == SendResult::kSent) frames.pop_front();
     }
-    peer = messages.empty() || sent == SendResult::kGone ? unsent_.erase(peer) : std::next(peer);
+    peer = frames.empty() || sent == SendResult::kGone ? unsent_.erase(peer) : std::next(peer);
   }
 }
 

@@ -1,7 +1,8 @@
 // The hub as a service of the trainer's first rank. One thread owns the socket to the rollout workers: it hands the
 // hub's state machine (trainer/hub.h) what they say and the time, and sends what it answers. The train loop's thread
-// asks for groups, takes them and publishes; each of these calls locks the hub for a moment. What the serving thread
-// fails with is thrown by the next call.
+// asks for groups, takes them and publishes; each of these calls locks the hub for a moment. What came meanwhile is
+// handled together: one lock, one write to the log, and one frame for each worker that gets an answer. What the serving
+// thread fails with is thrown by the next call.
 //
 // Between its construction and its end a service has one epoch, greater than any before it that wrote to the same log.
 #pragma once
@@ -65,15 +66,22 @@ class HubService {
   double take_idle_share();
 
  private:
+  // What a peer says, out of its frame.
+  struct Heard {
+    PeerId peer = 0;
+    bool gone = false;  // nothing more comes from it
+    std::vector<RolloutMessage> messages = {};
+  };
+
   void serve();
-  void handle(const ChannelMessage& message, int64_t now_ms);
-  void tick(int64_t now_ms);
+  std::vector<Heard> listen();
+  void handle(std::vector<Heard> heard, int64_t now_ms);
+  void tick(int64_t now_ms);  // REQUIRES: mutex_ held
   void send_all();
   void rethrow() const;  // REQUIRES: mutex_ held
 
   GroupLog log_;  // guarded by mutex_
   ChannelServer server_;
-  PolicyVersion version_;  // guarded by mutex_
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // a group may be there
   Hub hub_;                          // guarded by mutex_
@@ -83,7 +91,7 @@ class HubService {
   std::atomic<bool> closing_ = false;
 
   // Of the serving thread.
-  std::map<PeerId, std::deque<std::string>> unsent_;  // messages that wait for a peer's credit
+  std::map<PeerId, std::deque<std::string>> unsent_;  // frames that wait for a peer's credit
   int64_t next_tick_ms_ = 0;
   int64_t last_tick_ms_ = 0;
   std::thread thread_;

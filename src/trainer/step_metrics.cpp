@@ -38,12 +38,14 @@ void add_batch_metrics(const StepBatch& batch, PolicyVersion trainer_version, Me
   record.set("training/groups_failed", static_cast<double>(batch.num_groups_failed));
 
   double sum = 0;
-  int64_t seen = 0;
+  int64_t seen = 0, mixed = 0;
   PolicyVersion least = 0, most = 0;
   for (const auto& sequence : batch.sequences) {
     const auto& versions = batch.groups[sequence.group].completions[sequence.index].policy_versions;
     if (versions.empty()) continue;
-    const PolicyVersion staleness = trainer_version - *std::min_element(versions.begin(), versions.end());
+    const auto [oldest, newest] = std::minmax_element(versions.begin(), versions.end());
+    const PolicyVersion staleness = trainer_version - *oldest;
+    if (*newest > *oldest) ++mixed;
     least = seen == 0 ? staleness : std::min(least, staleness);
     most = seen == 0 ? staleness : std::max(most, staleness);
     sum += static_cast<double>(staleness);
@@ -53,6 +55,7 @@ void add_batch_metrics(const StepBatch& batch, PolicyVersion trainer_version, Me
   record.set("training/off_policy/trajectory_staleness/min", static_cast<double>(least));
   record.set("training/off_policy/trajectory_staleness/mean", sum / static_cast<double>(seen));
   record.set("training/off_policy/trajectory_staleness/max", static_cast<double>(most));
+  record.set("training/off_policy/mixed_versions", static_cast<double>(mixed) / static_cast<double>(seen));
 }
 
 void add_throughput_metrics(const StepWork& work, const ModelConfig& config, MetricRecord& record) {

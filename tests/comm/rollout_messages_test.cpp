@@ -104,6 +104,19 @@ TEST(RolloutMessages, WhatContradictsItselfIsRefused) {
   refused(Lease{});  // no time
 }
 
+TEST(RolloutMessages, SeveralTravelInOneFrame) {
+  std::string bytes;
+  for (const RolloutMessage& message : one_of_each()) bytes += encode(message);
+  const std::vector<RolloutMessage> back = decode_rollout_messages(bytes);
+  ASSERT_EQ(back.size(), one_of_each().size());
+  std::string again;
+  for (const RolloutMessage& message : back) again += encode(message);
+  EXPECT_EQ(again, bytes);
+  EXPECT_THROW(decode_rollout_messages(""), FormatError);
+  EXPECT_THROW(decode_rollout_messages(bytes + '\0'), FormatError);
+  EXPECT_THROW(decode_rollout_messages(std::string_view(bytes).substr(0, bytes.size() - 1)), FormatError);
+}
+
 TEST(RolloutMessages, AnotherProtocolIsNamed) {
   std::string bytes = encode({3, Goodbye{}});
   bytes[4] = 9;
@@ -111,7 +124,7 @@ TEST(RolloutMessages, AnotherProtocolIsNamed) {
     decode_rollout_message(bytes);
     FAIL();
   } catch (const FormatError& error) {
-    EXPECT_NE(std::string(error.what()).find("protocol 9, this build speaks 1"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("protocol 9, this build speaks 2"), std::string::npos) << error.what();
   }
 }
 

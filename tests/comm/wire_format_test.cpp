@@ -56,5 +56,47 @@ TEST(WireFormat, GroupsComeBackAsTheyWere) {
   }
 }
 
+TEST(WireFormat, WhatTokensShareIsWrittenOnce) {
+  Completion completion;
+  completion.token_ids.assign(1000, 49151);
+  completion.logprobs.assign(1000, -0.5F);
+  completion.behavior_logprobs = completion.logprobs;
+  completion.policy_versions.assign(600, 3);
+  completion.policy_versions.resize(1000, 4);
+  completion.mask.assign(1000, 1);
+  const auto bytes_of = [&] {
+    WireWriter writer;
+    write_completions({completion}, writer);
+    return writer.take();
+  };
+  const std::string bytes = bytes_of();
+  EXPECT_LT(bytes.size(), 1000U * 6 + 200);
+  completion.token_ids[17] = 70'000;  // more than 2 bytes hold
+  completion.behavior_logprobs[3] = -1;
+  const std::string wide = bytes_of();
+  EXPECT_GT(wide.size(), 1000U * 12);
+  for (const std::string* written : {&bytes, &wide}) {
+    WireReader reader(*written);
+    const std::vector<Completion> back = read_completions(reader);
+    EXPECT_EQ(back[0].token_ids[17], written == &wide ? 70'000 : 49151);
+    EXPECT_EQ(back[0].behavior_logprobs[3], written == &wide ? -1 : -0.5F);
+    EXPECT_EQ(back[0].policy_versions, completion.policy_versions);
+    EXPECT_EQ(back[0].mask, completion.mask);
+  }
+}
+
+TEST(WireFormat, RunsOfMoreThanThereAreTokensAreRefused) {
+  Completion completion;
+  completion.token_ids = {1, 2};
+  for (const size_t size : {size_t{3}, size_t{1} << 20}) {
+    completion.mask.assign(size, 1);
+    WireWriter writer;
+    write_completions({completion}, writer);
+    const std::string bytes = writer.take();
+    WireReader reader(bytes);
+    EXPECT_THROW(read_completions(reader), FormatError);
+  }
+}
+
 }  // namespace
 }  // namespace temper

@@ -31,13 +31,13 @@ ChannelSettings plain() {
 class Parrot {
  public:
   Parrot(const std::string& hub, const std::string& name)
-      : worker_({.worker = {.name = name, .build = "b1", .model = "m1", .config = "c1"},
-                 .hub = hub,
-                 .keys = std::nullopt,
-                 .channel = plain()}) {}
+      : worker_({{.worker = {.name = name, .build = "b1", .model = "m1", .config = "c1"},
+                  .hub = hub,
+                  .keys = std::nullopt,
+                  .channel = plain()}}) {}
 
  private:
-  SimulatedWorker worker_;
+  SimulatedWorkers worker_;
 };
 
 class HubServiceTest : public testing::Test {

@@ -1,8 +1,10 @@
 #include "trainer/group_log.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 
 #include "core/error.h"
@@ -39,8 +41,9 @@ TEST_F(GroupLogTest, GroupsNotNewerThanTheCheckpointComeBack) {
   {
     GroupLog log(path_, 0, 1, 0);
     EXPECT_EQ(log.epoch(), 1);
-    EXPECT_TRUE(log.append(group_of(4, 2)));
-    EXPECT_TRUE(log.append(group_of(5, 3)));
+    log.append(group_of(4, 2));
+    log.append(group_of(5, 3));
+    EXPECT_EQ(log.flush(), 0);
     log.sync_if_due(1);
   }
   GroupLog again(path_, 2, 1, 0);
@@ -66,19 +69,55 @@ TEST_F(GroupLogTest, ATornTailIsCutOffAtEveryByte) {
   }
   write_file_atomically(path_, whole + last.substr(0, last.size() - 1));
   GroupLog log(path_, 0, 1, 0);
-  EXPECT_TRUE(log.append(group_of(3, 0)));
+  log.append(group_of(3, 0));
+  EXPECT_EQ(log.flush(), 0);
   EXPECT_EQ(serials(read_group_log(read_file(path_), 0).groups), (std::vector<int64_t>{1, 3}));
 }
 
 TEST_F(GroupLogTest, ACheckpointKeepsWhatIsStillNeeded) {
   GroupLog log(path_, 0, 10, 0);
   EXPECT_EQ(log.epoch(), 10);
+  const auto kept = [&] { return serials(read_group_log(read_file(path_), 1).groups); };
   for (int64_t serial = 0; serial < 6; ++serial) log.append(group_of(serial, 1));
-  log.keep_only([](int64_t serial) { return serial >= 4; }, 1);
+  EXPECT_EQ(log.flush(), 0);
+  LogTrim trim(log, [](int64_t serial) { return serial >= 4; });
+  log.append(group_of(6, 1));  // while the new file is written
+  trim.write();
+  EXPECT_EQ(log.flush(), 0);
   log.append(group_of(7, 1));
-  const LogContents contents = read_group_log(read_file(path_), 1);
-  EXPECT_EQ(serials(contents.groups), (std::vector<int64_t>{4, 5, 7}));
-  EXPECT_EQ(contents.last_epoch, 10);
+  EXPECT_EQ(kept(), (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6}));
+  log.adopt(std::move(trim));
+  EXPECT_EQ(kept(), (std::vector<int64_t>{4, 5, 6, 7}));
+  log.append(group_of(8, 1));
+  EXPECT_EQ(log.flush(), 0);
+  EXPECT_EQ(kept(), (std::vector<int64_t>{4, 5, 6, 7, 8}));
+  EXPECT_EQ(read_group_log(read_file(path_), 1).last_epoch, 10);
+  LogTrim again(log, [](int64_t serial) { return serial == 6 || serial == 8; });
+  again.write();
+  log.adopt(std::move(again));
+  EXPECT_EQ(kept(), (std::vector<int64_t>{6, 8}));
+}
+
+TEST_F(GroupLogTest, GroupsThatAFullDiskRefusesAreCountedAndTheFileStaysWhole) {
+  GroupLog log(path_, 0, 1, 0);
+  log.append(group_of(1, 1));
+  EXPECT_EQ(log.flush(), 0);
+  const std::string before = read_file(path_);
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit full{before.size() + 10, old.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+  log.append(group_of(2, 1));
+  log.append(group_of(3, 1));
+  const int64_t lost = log.flush();
+  setrlimit(RLIMIT_FSIZE, &old);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(lost, 2);
+  EXPECT_EQ(read_file(path_), before);
+  log.append(group_of(4, 1));
+  EXPECT_EQ(log.flush(), 0);
+  EXPECT_EQ(serials(read_group_log(read_file(path_), 1).groups), (std::vector<int64_t>{1, 4}));
 }
 
 TEST_F(GroupLogTest, AnotherKindOfFileIsLeftAlone) {

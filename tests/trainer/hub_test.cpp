@@ -184,6 +184,12 @@ TEST_F(HubTest, ASilentWorkersPromptsAreGivenToAnother) {
   join("b/1");
   hub->tick(now);
   EXPECT_EQ(heard<Lease>("b/1").size(), 2u);
+  const auto reissues = hub->take_reissues();
+  ASSERT_EQ(reissues.size(), 2u);
+  EXPECT_EQ(reissues[0].serial, 0);
+  EXPECT_EQ(reissues[0].from, "a");
+  EXPECT_EQ(reissues[0].to, "b");
+  EXPECT_EQ(reissues[0].waited_ms, 0);
   EXPECT_EQ(hub->num_workers(), 1);
   say("a/1", Heartbeat{0, 4, {leases[0].id, leases[1].id}});
   EXPECT_EQ(heard<Refusal>("a/1").at(0).reason, RefusalReason::kUnknownWorker);
