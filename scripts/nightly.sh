@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What is too long for every change: tsan on the torch-free folders, asan on comm and algos, crash points, flipped bits and random kills
 # of checkpoints, the libFuzzer targets, the cuda build with its tests (needs no GPU), tests labelled gpu where a GPU is, jobs on a real
-# Slurm of four nodes (needs root), Kubernetes manifests, tokenizer and transformers parity and the openai client on the real model, the
-# quickstart. Each part says whether it ran; record the result with its date in docs/reliability.md.
+# Slurm of four nodes (needs root), 200 faults of rollout workers, Kubernetes manifests, tokenizer and transformers parity and the openai
+# client on the real model, the quickstart. Each part says whether it ran; record the result with its date in docs/reliability.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
@@ -77,6 +77,7 @@ else
 fi
 part "from kill -9 of a rank to the next step" bench/restart_time.py
 
+part "200 faults of rollout workers" python3 -B tests/e2e/worker_faults.py build/release/temper
 part "Kubernetes manifests by their schema" scripts/check_manifests.sh
 part "fetch SmolLM2-135M-Instruct" scripts/fetch_smollm2.sh
 part "tokenizer parity on the real model" .deps/python/bin/python tests/support/compare_tokenizer.py

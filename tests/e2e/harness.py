@@ -149,6 +149,20 @@ def temporary_folder(add_cleanup):
     return pathlib.Path(folder.name)
 
 
+def workers_of(parent):
+    """{name: pid} of the rollout workers that this process started."""
+    found = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            if int(fields[1]) == parent and "rollout" in words:
+                found[next(word for word in words if word.startswith("--name="))[7:]] = int(entry.name)
+        except (OSError, ValueError, IndexError, StopIteration):
+            continue
+    return found
+
+
 def without_times(records):
     """What must repeat bit for bit: all but clocks and what depends on them."""
     volatile = ("time", "timing_s/", "perf/", "checkpoint/")

@@ -60,18 +60,6 @@ class Workers(harness.Case):
         path = self.run_path(name) / "metrics.jsonl"
         return len(path.read_text().splitlines()) - 1 if path.exists() else -1
 
-    def workers_of(self, parent):
-        """Process ids of the rollout workers that this process started."""
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == parent and b"rollout" in (entry / "cmdline").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except (OSError, ValueError, IndexError):
-                continue
-        return found
-
     def consumed(self, name):
         """Serials of the prompts that were trained on, step by step."""
         lines = (self.run_path(name) / "completions.jsonl").read_text().split("\n")  # splitlines() cuts in texts too
@@ -117,7 +105,7 @@ class Workers(harness.Case):
             for pid in stopped:
                 harness.send(pid, signal.SIGCONT)
             stopped = []
-            found = self.workers_of(process.pid)
+            found = list(harness.workers_of(process.pid).values())
             if found:
                 victim, what = chance.choice(found), chance.choice([signal.SIGKILL, signal.SIGSTOP])
                 hit = harness.send(victim, what)
@@ -144,6 +132,37 @@ class Workers(harness.Case):
         serials = self.consumed("workers")
         self.assertEqual(len(serials), 4 * steps)
         self.assertEqual(len(set(serials)), len(serials))
+
+    def test_weights_that_change_under_way_and_completions_that_move_lose_nothing(self):
+        self.config(ARITHMETIC.replace("max_completion_length = 16", "max_completion_length = 48\nmax_num_seqs = 16"))
+        steps = 60
+        for policy in ("wait", "drop"):
+            with self.subTest(policy=policy):
+                process = self.start("--rollout.workers=2", "--async.max_staleness=2", "--async.in_flight_updates=true",
+                                     f"--async.staleness_policy={policy}", f"--train.max_steps={steps}", name=policy)
+                harness.wait_until(lambda: self.steps(policy) >= 1, "the first step")
+                chance, told = random.Random(5), []
+                while process.poll() is None and self.steps(policy) < steps - 5:
+                    found = [pid for pid in harness.workers_of(process.pid).values() if pid not in told]
+                    if found:  # it hands back what it has begun, and is started again
+                        told.append(chance.choice(found))
+                        harness.send(told[-1], signal.SIGTERM)
+                    time.sleep(chance.uniform(0.2, 0.6))
+                _, err = process.communicate(timeout=180)
+                self.assertEqual(process.returncode, 0, err)
+                records = harness.metrics(self.run_path(policy))[1:]
+                self.assertEqual([record["step"] for record in records], list(range(1, steps + 1)))
+                self.assertGreater(max(record["training/off_policy/mixed_versions"] for record in records), 0)
+                self.assertGreater(sum(record["async/rollout/prompts_continued"] for record in records), 0)
+                self.assertLessEqual(max(record["training/off_policy/trajectory_staleness/max"] for record in records), 2)
+                self.assertEqual(max(record["training/groups_failed"] for record in records), 0)
+                if policy == "wait":
+                    self.assertEqual(sum(record["training/groups_dropped_stale"] for record in records), 0)
+                serials = self.consumed(policy)
+                self.assertEqual(len(serials), 4 * steps)
+                self.assertEqual(len(set(serials)), len(serials))
+                # Nothing is lost: all but what the last steps left under way is trained on.
+                self.assertEqual(set(range(4 * (steps - 6))) - set(serials), set())
 
     def test_a_run_that_was_ahead_goes_on_where_it_stopped(self):
         self.config(ARITHMETIC)
