@@ -105,6 +105,8 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   // The writer's copy of what this rank saves: masters and moments, shared out among the ranks of a replica.
   const double saved = (stage.algo.needs_critic() && !stage.critic.shared_backbone ? 24 : 12) / ranks;
   plan.lines.push_back({"checkpoint being written", per_parameter(saved), saved * parameters});
+  if (!stage.checkpoint.ram_dir.empty())  // the one that is there, and the next while it is written
+    plan.lines.push_back({"checkpoints in checkpoint.ram_dir", per_parameter(2 * saved), 2 * saved * parameters});
   // Recomputed: every block's input, and the inside of one block.
   const auto layers = static_cast<double>(model.num_layers);
   const double block = activation_bytes(model, element);

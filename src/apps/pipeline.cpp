@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "apps/export_model.h"
 #include "apps/memory_plan.h"
 #include "apps/model_source.h"
 #include "apps/rank_world.h"
@@ -66,15 +67,6 @@ StartPoint find_start(const Config& config, const RunDirectory& run) {
   return start;
 }
 
-// auto: what the model was loaded in; a new model is f32.
-at::ScalarType export_dtype(const Config& config, size_t stage) {
-  const Dtype wanted = config.stages[stage].checkpoint.export_dtype;
-  if (wanted != Dtype::kAuto) return wanted == Dtype::kBf16 ? at::kBFloat16 : at::kFloat;
-  for (int64_t before; (before = start_stage(config, stage)) >= 0;) stage = static_cast<size_t>(before);
-  const std::string& path = config.stages[stage].model.path;
-  return path.empty() ? at::kFloat : stored_dtype(path);
-}
-
 ResumePoint resume_point(const Config& config, size_t stage, int64_t step) {
   ResumePoint point;
   for (const StageConfig& known : config.stages) point.stage_names.push_back(known.name);
@@ -83,16 +75,23 @@ ResumePoint resume_point(const Config& config, size_t stage, int64_t step) {
   return point;
 }
 
-// Going back to a checkpoint by name gives up what came after it: later stages must not resume from that.
-void set_aside_later_stages(const Config& config, const RunDirectory& run, size_t stage) {
+// Every rank does it: a tier may be the node's own. Those of one node may meet.
+void set_aside_stages(const Config& config, const RunDirectory& run, size_t first) {
   FileSystem files;
-  for (size_t i = stage + 1; i < config.stages.size(); ++i) {
-    const StageConfig& later = config.stages[i];
-    CheckpointStore(files, run.checkpoints(later), static_cast<int>(later.checkpoint.keep_local))
-        .set_aside_newer_than(-1);
-    fs::remove_all(run.stage_model(later));
-  }
-  fs::remove_all(run.stage_model(config.stages[stage]));
+  for (size_t i = first; i < config.stages.size(); ++i)
+    CheckpointTiers(files, run.checkpoints(config.stages[i])).set_aside_newer_than(-1);
+}
+
+// Going back to a checkpoint by name gives up what came after it: later stages must not resume from that. Nor must a
+// run that starts afresh from what the tiers outside its directory still hold.
+void give_up_later_stages(const Config& config, const RunDirectory& run, const StartPoint& start, const Ranks& ranks) {
+  const bool afresh = config.checkpoint.resume == "never";
+  if (start.checkpoint.empty() && !afresh) return;
+  ranks.wait_for_all("what is there is read");
+  set_aside_stages(config, run, afresh ? 0 : start.stage + 1);
+  if (ranks.leads())
+    for (size_t i = start.stage; i < config.stages.size(); ++i) fs::remove_all(run.stage_model(config.stages[i]));
+  ranks.wait_for_all("later stages are set aside");
 }
 
 void log_device(const Config& config) {
@@ -113,11 +112,7 @@ std::unique_ptr<WorkerFleet> start_workers(const Config& config, const PipelineO
 
 ExitCode run_stages(const Config& config, const PipelineOptions& options, const Ranks& ranks, RunDirectory& run) {
   StartPoint start = find_start(config, run);
-  if (!start.checkpoint.empty()) {
-    ranks.wait_for_all("what is there is read");
-    if (ranks.leads()) set_aside_later_stages(config, run, start.stage);
-    ranks.wait_for_all("later stages are set aside");
-  }
+  give_up_later_stages(config, run, start, ranks);
   const std::unique_ptr<WorkerFleet> workers = start_workers(config, options, run, ranks);
   const auto check_workers = [&workers] {
     if (workers) workers->check();
@@ -141,6 +136,7 @@ ExitCode run_stages(const Config& config, const PipelineOptions& options, const 
       return ExitCode::kStopped;
     }
     session.export_model(run.stage_model(stage), at::kFloat);
+    session.release_memory();
     if (i + 1 == config.stages.size()) session.export_model(run.model(), export_dtype(config, i));
     start.first_version += stage.train.max_steps;
     if (i + 1 < config.stages.size()) start.model = start_model(config, run, i + 1);

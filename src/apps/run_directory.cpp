@@ -58,7 +58,7 @@ void locate_models(const Config& config, StageConfig& stage) {
 }
 
 RunDirectory::RunDirectory(const Config& config, const Ranks& ranks)
-    : config_(config), leads_(ranks.leads()), rank_(ranks.rank()), path_(config.run_dir()) {
+    : config_(config), rank_(ranks.rank()), leads_(ranks.leads()), path_(config.run_dir()) {
   set_log_context(format("rank={}", rank_));
   ranks.lead([this] { claim(); });
   set_log_file(leads_ ? path_ + "/logs/run.log" : format("{}/logs/rank_{}.log", path_, ranks.rank()));
@@ -68,7 +68,22 @@ void RunDirectory::claim() {
   wait_for_earlier_start(path_ + "/lock");
   if (config_.checkpoint.resume == "never") move_aside(path_);
   make_directories(path_ + "/logs");
-  lock_ = std::make_unique<FileLock>(path_ + "/lock");
+  locks_.push_back(std::make_unique<FileLock>(path_ + "/lock"));
+  // Another run of this name, in another run.dir, must not mix its checkpoints with these.
+  const CheckpointSection& checkpoint = config_.checkpoint;
+  const std::pair<const char*, const std::string&> folders[] = {{"checkpoint.ram_dir", checkpoint.ram_dir},
+                                                                {"checkpoint.local_dir", checkpoint.local_dir},
+                                                                {"checkpoint.durable_dir", checkpoint.durable_dir}};
+  for (const auto& [key, folder] : folders) {
+    if (folder.empty()) continue;
+    const std::string own = checkpoint_folder(folder);
+    try {
+      make_directories(own);
+      locks_.push_back(std::make_unique<FileLock>(own + "/lock"));
+    } catch (const IoError& error) {
+      throw IoError("{} cannot be used: {}", key, error.what());
+    }
+  }
 }
 
 void RunDirectory::begin(const std::string& command, int num_ranks, int terminal_columns) {
@@ -82,14 +97,37 @@ void RunDirectory::begin(const std::string& command, int num_ranks, int terminal
   status.run = config_.run.name;
   status.num_ranks = num_ranks;
   status.command = command;
-  for (const StageConfig& stage : config_.stages)
-    status.stages.push_back({stage.name, stage.train.max_steps, checkpoints(stage)});
+  for (const StageConfig& stage : config_.stages) {
+    const TierOptions tiers = checkpoints(stage);
+    status.stages.push_back({stage.name, stage.train.max_steps, tiers.local, tiers.ram, tiers.durable});
+  }
   status_ = std::make_unique<StatusFile>(path_ + "/status.json", std::move(status));
 }
 
-std::string RunDirectory::checkpoints(const StageConfig& stage) const {
-  const std::string& local = stage.checkpoint.local_dir;
-  return (local.empty() ? path_ + "/checkpoints" : local + "/" + config_.run.name) + "/" + stage.name;
+// Of this run, where a key of [checkpoint] puts it: {rank} and {host} are this rank's.
+std::string RunDirectory::checkpoint_folder(const std::string& key) const {
+  std::string folder = key + "/" + config_.run.name;
+  const auto put = [&folder](const std::string& word, const std::string& value) {
+    for (size_t at; (at = folder.find(word)) != std::string::npos;) folder.replace(at, word.size(), value);
+  };
+  put("{rank}", std::to_string(rank_));
+  put("{host}", host_name());
+  return folder;
+}
+
+TierOptions RunDirectory::checkpoints(const StageConfig& stage) const {
+  const CheckpointSection& checkpoint = stage.checkpoint;
+  const auto place = [&](const std::string& folder) {
+    return folder.empty() ? "" : checkpoint_folder(folder) + "/" + stage.name;
+  };
+  TierOptions tiers;
+  tiers.ram = place(checkpoint.ram_dir);
+  tiers.local = checkpoint.local_dir.empty() ? path_ + "/checkpoints/" + stage.name : place(checkpoint.local_dir);
+  tiers.durable = place(checkpoint.durable_dir);
+  tiers.keep_local = static_cast<int>(checkpoint.keep_local);
+  tiers.keep_durable = static_cast<int>(checkpoint.keep_durable);
+  tiers.replicate = checkpoint.replicate > 0;
+  return tiers;
 }
 
 void RunDirectory::open_sinks(const ResumePoint& point, int64_t next_global_step, bool resumed) {

@@ -6,7 +6,9 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "checkpoint/tiers.h"
 #include "config/config.h"
 #include "core/files.h"
 #include "core/metric_record.h"
@@ -26,7 +28,8 @@ void locate_models(const Config& config, StageConfig& stage);
 
 class RunDirectory {
  public:
-  // Makes and locks the directory. With checkpoint.resume = never an earlier run's directory is renamed aside first.
+  // Makes and locks the directory, and the folders of this run that checkpoints have elsewhere. With checkpoint.resume
+  // = never an earlier run's directory is renamed aside first.
   explicit RunDirectory(const Config& config, const Ranks& ranks = {});
 
   // From here on status.json tells how the run is. command: what to type to continue it.
@@ -37,7 +40,8 @@ class RunDirectory {
   const Config& config() const { return config_; }
   std::string stage_model(const StageConfig& stage) const { return stage_model_path(config_, stage); }
   std::string stages() const { return path_ + "/stages"; }
-  std::string checkpoints(const StageConfig& stage) const;
+  // Where the stage's checkpoints are: local, and the other tiers that there are.
+  TierOptions checkpoints(const StageConfig& stage) const;
   std::string model() const { return path_ + "/model"; }
   std::string failed_completions() const { return path_ + "/failed_completions.jsonl"; }
 
@@ -49,7 +53,7 @@ class RunDirectory {
   void write_completions(const StepResult& step, const std::vector<std::string>& reward_names, int64_t count);
   // For status.json, while what is returned lives: figures is called from another thread.
   [[nodiscard]] std::shared_ptr<void> watch_hub(std::function<RunStatus::Hub()> figures);
-  void saved(int64_t step, bool good);  // a checkpoint, or none for want of disk
+  void saved(int64_t step, bool good);  // a checkpoint, or none for want of space
   void end_stage();
   // How the run ends in this process, for status.json. error: of a run that failed.
   void end(RunPhase phase, int exit_code, const std::string& error = "");
@@ -57,13 +61,14 @@ class RunDirectory {
  private:
   void claim();
   void note_progress(const std::string& stage, int64_t step) const;
+  std::string checkpoint_folder(const std::string& key) const;
 
   Config config_;
-  bool leads_;
   int rank_;
+  bool leads_;
   std::string path_;
   ProgressOptions progress_options_;
-  std::unique_ptr<FileLock> lock_;
+  std::vector<std::unique_ptr<FileLock>> locks_;
   std::unique_ptr<JsonlSink> metrics_, completions_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::unique_ptr<Progress> progress_;

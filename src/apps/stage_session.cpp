@@ -42,8 +42,8 @@ struct StageSession::Parts {
   std::shared_ptr<void> hub_watch;                 // status.json has its figures
   std::unique_ptr<RolloutStack> teacher_rollouts;  // rollout.teacher_share
   std::unique_ptr<Algorithm> algorithm;
-  std::unique_ptr<Communicator> store_ranks;  // null: alone
-  std::optional<CheckpointStore> store;
+  std::unique_ptr<Communicator> saving_ranks, copying_ranks;  // null: alone
+  std::optional<CheckpointTiers> tiers;
   TrainCounters counters;
   HostState incoming;  // what a checkpoint is being read into
   bool resumed = false;
@@ -130,10 +130,13 @@ StageSession::StageSession(const StageConfig& stage, const std::string& start, R
   parts.header.data_hash = parts.data->hash();
   parts.header.model_json = to_config_json(models.policy->config(), at::kFloat);
   parts.header.blobs["frozen_models"] = nlohmann::json(models.identities).dump();
-  if (ranks.size() > 1) parts.store_ranks = ranks.communicator()->split(0, ranks.rank());
-  parts.store.emplace(parts.files, run.checkpoints(stage), static_cast<int>(stage.checkpoint.keep_local),
-                      parts.store_ranks.get());
+  if (ranks.size() > 1) {
+    parts.saving_ranks = ranks.communicator()->split_for_host(0, ranks.rank());
+    parts.copying_ranks = ranks.communicator()->split_for_host(0, ranks.rank());
+  }
+  parts.tiers.emplace(parts.files, run.checkpoints(stage), parts.saving_ranks.get(), parts.copying_ranks.get());
   parts.compare_ranks();
+  parts.tiers->prepare();
 }
 
 StageSession::~StageSession() = default;
@@ -325,14 +328,13 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
 
 std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
   Parts& parts = *parts_;
-  if (parts.ranks.leads()) parts.store->remove_stale();
   const auto destinations = [&](const CheckpointHeader& header) { return parts.accept(header); };
   std::optional<LoadedCheckpoint> loaded;
   if (checkpoint.empty()) {
-    loaded = parts.store->load_newest(destinations);
+    loaded = parts.tiers->load_newest(destinations);
   } else {
-    loaded = parts.store->load(checkpoint, destinations);
-    if (parts.ranks.leads()) parts.store->set_aside_newer_than(loaded->header.step);
+    loaded = parts.tiers->load(checkpoint, destinations);
+    parts.tiers->set_aside_newer_than(loaded->header.step);
   }
   if (!loaded) return std::nullopt;
   std::exchange(parts.incoming, {}).put_back();
@@ -340,9 +342,12 @@ std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
   parts.models.policy->publish(parts.counters.policy_version);
   if (parts.models.own_critic) parts.models.own_critic->publish(parts.counters.policy_version);
   parts.resumed = true;
-  log_info("stage {}: resumed at step {} from {}", parts.stage.name, parts.counters.step, loaded->path);
+  log_info("stage {}: resumed at step {} from {}{}", parts.stage.name, parts.counters.step, loaded->path,
+           loaded->tier.empty() ? "" : format(" ({} tier)", loaded->tier));
   return parts.counters.step;
 }
+
+void StageSession::release_memory() { parts_->tiers->release_ram(); }
 
 StageOutcome StageSession::run() {
   Parts& parts = *parts_;
@@ -359,7 +364,7 @@ StageOutcome StageSession::run() {
   stage.held_out = parts.data->held_out();
   const std::string& path = parts.stage.data.path;
   stage.held_out_name = path.empty() ? parts.stage.data.task : std::filesystem::path(path).stem().string();
-  stage.store = &*parts.store;
+  stage.tiers = &*parts.tiers;
   stage.header = parts.header;
   const std::vector<std::string> reward_names = parts.reward_names();
   stage.hooks.on_record = [&](const MetricRecord& record) { parts.run.write(record); };
@@ -371,9 +376,10 @@ StageOutcome StageSession::run() {
       result.record.set("training/off_policy/teacher_share", parts.teachers_part(result.batch));
     parts.run.write_completions(result, reward_names, parts.stage.log.completions);
   };
-  stage.hooks.on_save = [&](int64_t step, bool good) {
+  stage.hooks.on_save = [&](int64_t step, StageSaver::Tier tier, bool good) {
     parts.run.saved(step, good);
-    if (good && parts.workers) parts.workers->saved();
+    // A checkpoint in memory may be lost, and the local one before it be resumed from.
+    if (good && tier == StageSaver::Tier::kLocal && parts.workers) parts.workers->saved();
   };
   stage.hooks.stop_requested = stop_requested;
   if (parts.workers) stage.hooks.before_save = [&](TrainCounters& counters) { parts.workers->complete(counters); };

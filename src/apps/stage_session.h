@@ -24,6 +24,8 @@ class StageSession {
   // Takes the newest verified checkpoint of this stage (or the given one), the same on all ranks. Nothing: starts at
   // step 0.
   std::optional<int64_t> resume(const std::string& checkpoint);
+  // Once the stage's result is safe: its checkpoints in memory go.
+  void release_memory();
   StageOutcome run();
 
   // The first rank writes an HF directory in f32, or in the given dtype; it is there for all when this returns.

@@ -7,8 +7,8 @@
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
+#include "apps/run_checkpoints.h"
 #include "apps/run_processes.h"
-#include "checkpoint/checkpoint.h"
 #include "core/clock.h"
 #include "observe/progress.h"
 #include "observe/run_state.h"
@@ -19,56 +19,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// The newest checkpoint of a stage that can be resumed from.
-struct StageSaves {
-  std::string stage;
-  std::optional<CheckpointInfo> newest;
-  std::vector<std::string> unusable;  // newer ones, with what is wrong
-  int64_t num_unfinished = 0;         // under way, or left by a process that died
-};
-
-StageSaves find_saves(const std::string& stage, const std::string& folder) {
-  StageSaves saves;
-  saves.stage = stage;
-  std::error_code none;
-  for (const auto& entry : fs::directory_iterator(folder, none))
-    if (entry.path().filename().string().find(".tmp-") != std::string::npos) ++saves.num_unfinished;
-  FileSystem files;
-  constexpr int kAnyKeep = 2;
-  for (const CheckpointInfo& found : CheckpointStore(files, folder, kAnyKeep).list(CheckDepth::kManifest)) {
-    if (found.good) {
-      saves.newest = found;
-      break;
-    }
-    saves.unusable.push_back(found.why_not);
-  }
-  return saves;
-}
-
-// Where a stage's checkpoints lie: in the run directory, wherever that was moved to, or where checkpoint.local_dir
-// said.
-std::string folder_of(const RunReading& run, const RunStatus::Stage& stage) {
-  std::error_code none;
-  const std::string own = run.dir + "/checkpoints/" + stage.name;
-  if (fs::is_directory(own, none)) return own;
-  return (fs::path(run.status->folder) / stage.checkpoints).string();  // the latter alone if it is absolute
-}
-
-// Of all stages that have any, in the order of the run where that is known.
-std::vector<StageSaves> find_all_saves(const RunReading& run) {
-  std::vector<std::pair<std::string, std::string>> folders;  // stage, folder
-  std::error_code none;
-  if (run.status)
-    for (const RunStatus::Stage& stage : run.status->stages) folders.emplace_back(stage.name, folder_of(run, stage));
-  else
-    for (const auto& entry : fs::directory_iterator(run.dir + "/checkpoints", none))
-      folders.emplace_back(entry.path().filename().string(), entry.path().string());
-  std::vector<StageSaves> all;
-  for (const auto& [stage, folder] : folders)
-    if (fs::is_directory(folder, none)) all.push_back(find_saves(stage, folder));
-  return all;
-}
 
 bool shown(const std::string& metric) {
   for (const char* name :
@@ -127,7 +77,23 @@ std::string describe_progress(const RunStatus& status, double now, bool alive) {
   return text;
 }
 
-void print_text(const RunReading& run, const std::vector<StageSaves>& saves, double now) {
+void print_tier(const TierCheckpoints& tier, const std::vector<TierCheckpoints>& all, bool alive, double now) {
+  std::cout << "saved    " << tier.stage << (tier.tier == "local" ? "" : " (" + tier.tier + ")") << ": ";
+  if (const CheckpointInfo* newest = tier.newest()) {
+    std::cout << "step " << newest->step << ", committed, " << duration_text(age(newest->time, now)) << " ago, ";
+    if (const int64_t lag = lag_steps(tier, all); lag > 0) std::cout << lag << " steps behind, ";
+    std::cout << newest->path << "\n";
+  } else {
+    std::cout << "no checkpoint to resume from\n";
+  }
+  if (tier.num_unfinished > 0)
+    std::cout << "         " << tier.num_unfinished
+              << (alive ? " unfinished: being written, or left by an earlier process\n"
+                        : " unfinished, left by a process that died; removed when the run continues\n");
+  for (const std::string& why : tier.newer_unusable()) std::cout << "         not usable: " << why << "\n";
+}
+
+void print_text(const RunReading& run, const std::vector<TierCheckpoints>& saves, double now) {
   const bool alive = run.state == RunState::kStarting || run.state == RunState::kRunning;
   std::cout << run.dir << ": " << run_state_name(run.state) << describe_process(run) << "\n";
   if (run.status) {
@@ -145,35 +111,24 @@ void print_text(const RunReading& run, const std::vector<StageSaves>& saves, dou
     metrics += format("{}{} {} (step {})", metrics.empty() ? "" : ", ", name, value, latest.step);
   }
   if (!metrics.empty()) std::cout << "metrics  " << run.stage << ": " << metrics << "\n";
-  for (const StageSaves& stage : saves) {
-    std::cout << "saved    " << stage.stage << ": ";
-    if (stage.newest)
-      std::cout << "step " << stage.newest->step << ", committed, " << duration_text(age(stage.newest->time, now))
-                << " ago, " << stage.newest->path << "\n";
-    else
-      std::cout << "no checkpoint to resume from\n";
-    if (stage.num_unfinished > 0)
-      std::cout << "         " << stage.num_unfinished
-                << (alive ? " unfinished: being written, or left by an earlier process\n"
-                          : " unfinished, left by a process that died; removed when the run continues\n");
-    for (const std::string& why : stage.unusable) std::cout << "         not usable: " << why << "\n";
-  }
+  for (const TierCheckpoints& tier : saves) print_tier(tier, saves, alive, now);
   if (run.status && run.status->failed_saves > 0)
     std::cout << "failed   " << run.status->failed_saves << " saves: logs/run.log says why\n";
   for (const std::string& note : run.notes) std::cout << "note     " << note << "\n";
   if (const std::string next = advice(run); !next.empty()) std::cout << "next     " << next << "\n";
 }
 
-void print_json(const RunReading& run, const std::vector<StageSaves>& saves, double now) {
+void print_json(const RunReading& run, const std::vector<TierCheckpoints>& saves, double now) {
   Json metrics = Json::object(), checkpoints = Json::array();
   for (const auto& [name, latest] : run.metrics) metrics[name] = {{"step", latest.step}, {"value", latest.value}};
-  for (const StageSaves& stage : saves) {
-    Json entry = {{"stage", stage.stage}, {"unfinished", stage.num_unfinished}, {"unusable", stage.unusable}};
-    if (stage.newest)
-      entry["newest"] = {{"step", stage.newest->step},
-                         {"committed", true},
-                         {"time", stage.newest->time},
-                         {"path", stage.newest->path}};
+  for (const TierCheckpoints& tier : saves) {
+    Json entry = {{"stage", tier.stage},
+                  {"tier", tier.tier},
+                  {"lag_steps", lag_steps(tier, saves)},
+                  {"unfinished", tier.num_unfinished},
+                  {"unusable", tier.newer_unusable()}};
+    if (const CheckpointInfo* newest = tier.newest())
+      entry["newest"] = {{"step", newest->step}, {"committed", true}, {"time", newest->time}, {"path", newest->path}};
     checkpoints.push_back(std::move(entry));
   }
   Json json = {{"run_dir", run.dir}, {"state", run_state_name(run.state)}, {"lock", run.holder}};
@@ -205,7 +160,7 @@ int run_status(int argc, char** argv) {
   if (dir.filename().empty() && dir.has_parent_path()) dir = dir.parent_path();  // runs/a/
   const Observer here = Observer::here();
   const RunReading run = read_run_state(dir.string(), here);
-  const std::vector<StageSaves> saves = find_all_saves(run);
+  const std::vector<TierCheckpoints> saves = find_run_checkpoints(run.dir, run.status);
   if (line.flag("json"))
     print_json(run, saves, here.now);
   else

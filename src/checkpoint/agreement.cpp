@@ -1,5 +1,7 @@
 #include "checkpoint/agreement.h"
 
+#include <ATen/ATen.h>
+
 #include <exception>
 
 #include "checkpoint/file_system.h"
@@ -33,6 +35,10 @@ std::string said(Kind kind, const std::string& text) { return static_cast<char>(
 std::vector<std::string> Agreement::tell(const std::string& what, const std::string& text) const {
   if (size() == 1) return {text};
   return ranks_->gather_texts(what, text);
+}
+
+void Agreement::broadcast(const std::string& what, int root, char* data, int64_t size_bytes) const {
+  if (size() > 1) ranks_->broadcast(what, at::from_blob(data, {size_bytes}, at::kByte), root).wait();
 }
 
 std::vector<std::string> Agreement::act(const std::string& what, const std::function<std::string()>& action) const {

@@ -20,6 +20,9 @@ class Agreement {
   // A collective call: what every rank has to say, in the order of the ranks.
   std::vector<std::string> tell(const std::string& what, const std::string& text) const;
 
+  // A collective call: the bytes of rank `root` come to all, `size_bytes` of them everywhere.
+  void broadcast(const std::string& what, int root, char* data, int64_t size_bytes) const;
+
   // A collective call: the texts that `action` returned on the ranks. Where it threw an error on one of them, all throw
   // that error, with the rank's number before its text: the first such rank's. A CommError is not passed on: the
   // communicator itself fails on the others.

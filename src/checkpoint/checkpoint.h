@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -15,8 +16,11 @@
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/file_system.h"
+#include "checkpoint/nodes.h"
 
 namespace temper {
+
+class Partners;
 
 // A tensor or, where ranks share it, the part that this one holds: contiguous, on the CPU; may be a view of a larger
 // buffer. Names: "model/…", "critic/…", "optim/exp_avg/…". Several parts of one tensor are an entry each; a rank that
@@ -33,6 +37,7 @@ struct Mesh {
   int64_t replicas = 1;
   int64_t shard = 1;
   int64_t tensor_parallel = 1;
+  int64_t nodes = 1;  // whose own disks hold the files; more than one: a folder may lack some
 };
 
 // All of a checkpoint but its tensors.
@@ -61,6 +66,8 @@ struct CheckpointState {
 struct LoadedCheckpoint {
   std::string path;
   CheckpointHeader header;
+  std::string tier = {};      // of `path`, where several were looked through
+  bool whole_folder = false;  // every file was read from the first folder that has it, and none lacks any
 };
 
 struct CheckpointInfo {
@@ -70,6 +77,8 @@ struct CheckpointInfo {
   std::string why_not;  // if not good
   double time = 0;
   int64_t size_bytes = 0;
+  // A node's folder may lack files that other nodes have.
+  int64_t num_files = 0, num_files_here = 0;
 };
 
 enum class CheckDepth { kManifest, kEveryByte };
@@ -89,45 +98,74 @@ CheckpointHeader read_checkpoint_header(FileSystem& files, const std::string& pa
 
 class CheckpointStore {
  public:
-  // directory: RUN/checkpoints/STAGE, made when needed, one file system for all ranks. keep_local >= 2: how many
-  // checkpoints stay. ranks: those that save and load together, a communicator of the store's own; null: this one
-  // alone. save() and the load functions are collective calls and throw the same on all ranks; what the others change
-  // is for the first rank alone.
-  CheckpointStore(FileSystem& files, std::string directory, int keep_local, Communicator* ranks = nullptr);
+  // directory: RUN/checkpoints/STAGE, made when needed, one file system for all ranks. keep >= 1: how many checkpoints
+  // stay. ranks: those that save and load together, a communicator of the store's own; null: this one alone. save(),
+  // adopt() and the load functions are collective calls and throw the same on all ranks; what the others change is for
+  // the first rank alone.
+  CheckpointStore(FileSystem& files, std::string directory, int keep, Communicator* ranks = nullptr);
+
+  // From here on the folder is the node's own where the ranks see different ones: it gets the node's shards, and with
+  // partners, which outlive the store, a neighbour's. What the first rank did before, the first of each node does.
+  void spread_over(const NodeLayout& nodes, const Partners* partners);
+  // Of the last save: what kept a copy from its partner. Empty: all were acknowledged, or there are no partners.
+  const std::string& copy_failure() const { return copy_failure_; }
 
   // Removes the unfinished folders of crashed writers. REQUIRES: the run directory is locked by this process.
   void remove_stale();
 
-  // Returns the folder. Then older ones beyond keep_local go, if the new one reads back verified (the ranks share its
-  // files out) and at least two verified ones remain. IoError: earlier checkpoints are intact, and no half of this one
-  // appears under a final name.
+  // Returns the folder. Then older ones beyond `keep` go, if the new one reads back verified (the ranks share its files
+  // out) and at least two verified ones remain (one where keep is 1). IoError: earlier checkpoints are intact, and no
+  // half of this one appears under a final name.
   std::string save(const CheckpointState& state);
+
+  // The same with a copy of a checkpoint that lies elsewhere, verified on its way and read back.
+  std::string adopt(const std::string& source);
+
+  // The folder is not deleted before unpin(): it is being copied. Any thread.
+  void pin(const std::string& path);
+  void unpin();
 
   std::vector<CheckpointInfo> list(CheckDepth depth = CheckDepth::kManifest) const;  // newest first
 
   // The newest that verifies; the log says which, and why not the newer ones. Nothing if there is no checkpoint at all;
-  // FormatError if there are some and none verifies, IoError where ranks see different ones.
+  // FormatError if there are some and none verifies. Where ranks see different folders, see tier_reader.h.
   std::optional<LoadedCheckpoint> load_newest(const ChooseDestinations& destinations);
   LoadedCheckpoint load(const std::string& path, const ChooseDestinations& destinations);
 
-  // After resuming from an older checkpoint by name: those of later steps belong to a course of training that is given
-  // up. They are renamed to step_N.aside-TAG, so that `resume = auto` does not find them.
+  // After resuming from an older checkpoint by name, or starting afresh: those of later steps belong to a course of
+  // training that is given up. They are renamed to step_N.aside-TAG, so that `resume = auto` does not find them.
+  // Several ranks may do it at once.
   void set_aside_newer_than(int64_t step);
+  // The same where space is dear: they are deleted.
+  void delete_newer_than(int64_t step);
+
+  // Of a checkpoint that was read whole from its folder here: it counts as verified when older ones are deleted.
+  void trust(const std::string& path) { verified_.insert(path); }
 
   const std::string& directory() const { return directory_; }
 
  private:
+  void finish_save(const std::string& path, int64_t step);
   void delete_old(const std::string& newest_path);
+  void delete_old_on_nodes(const std::string& newest_path);
+  std::string find_damage_here(const std::string& path) const;
   void delete_beyond_limit(const std::vector<int64_t>& steps, const std::string& newest_path);
   bool reads_back(const std::string& path);
+  void delete_or_warn(const std::string& path);
   bool verify_share();
+  bool is_pinned(const std::string& path) const;
   std::string find_damage(const std::string& path) const;
 
   FileSystem& files_;
   std::string directory_;
-  int keep_local_;
+  int keep_;
   Agreement ranks_;
+  NodeLayout nodes_;
+  const Partners* partners_ = nullptr;
+  std::string copy_failure_;
   std::set<std::string> verified_;  // folders read back whole by this process
+  mutable std::mutex mutex_;
+  std::string pinned_;  // guarded by mutex_
 };
 
 }  // namespace temper

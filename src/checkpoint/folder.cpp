@@ -32,7 +32,8 @@ FileRecord write_shard(FileSystem& files, const std::string& folder, int shard, 
   return write_data_file(files, folder, shard_name(shard), skeleton, pieces);
 }
 
-void commit_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path, Manifest manifest) {
+std::string complete_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path,
+                                       Manifest manifest) {
   manifest.writer = std::string("temper ") + TEMPER_VERSION;
   manifest.files.push_back(
       write_data_file(files, folder.path(), kGlobalName, make_global_skeleton(manifest.tensors), {}));
@@ -41,6 +42,21 @@ void commit_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const 
   parse_manifest(text, path + "/" + kManifestName);
   write_synced_file(files, folder.path() + "/" + kManifestName, text);
   write_synced_file(files, folder.path() + "/" + kCommittedName, "");
+  return text;
+}
+
+void complete_folder_part(FileSystem& files, AtomicDirectory& folder, const std::string& path,
+                          const std::string& manifest_text) {
+  const Manifest manifest = parse_manifest(manifest_text, path + "/" + kManifestName);
+  const FileRecord global =
+      write_data_file(files, folder.path(), kGlobalName, make_global_skeleton(manifest.tensors), {});
+  TEMPER_CHECK(global.xxh3_128 == manifest.files.back().xxh3_128, "{} differs from node to node", kGlobalName);
+  write_synced_file(files, folder.path() + "/" + kManifestName, manifest_text);
+  write_synced_file(files, folder.path() + "/" + kCommittedName, "");
+}
+
+void commit_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path, Manifest manifest) {
+  complete_checkpoint_folder(files, folder, path, std::move(manifest));
   folder.commit();
 }
 
@@ -73,7 +89,7 @@ void write_checkpoint_folder(FileSystem& files, const std::string& path, const C
   commit_checkpoint_folder(files, folder, path, std::move(manifest));
 }
 
-Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {
+FolderPart open_folder_part(FileSystem& files, const std::string& path) {
   const std::string name = base_name(path);
   if (!is_folder(path))
     throw IoError("{}: there is no such folder. `temper checkpoint ls` shows the checkpoints of a run.", path);
@@ -86,21 +102,43 @@ Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {
   if (!contains(names, kManifestName))
     throw FormatError("{}: {} is missing. Use another checkpoint.", path, kManifestName);
   const std::string manifest_path = path + "/" + kManifestName;
-  Manifest manifest = parse_manifest(read_whole_file(files, manifest_path, kMaxManifestBytes), manifest_path);
+  FolderPart part;
+  part.text = read_whole_file(files, manifest_path, kMaxManifestBytes);
+  part.manifest = parse_manifest(part.text, manifest_path);
+  const Manifest& manifest = part.manifest;
   if (name.compare(0, 5, "step_") == 0 && name != step_name(manifest.header.step))
     throw FormatError("{}: holds step {}, so its name should be {}. Use another checkpoint.", path,
                       manifest.header.step, step_name(manifest.header.step));
   if (File::open(files, path + "/" + kCommittedName).size_bytes() != 0)
     throw FormatError("{}: {} is not empty. Use another checkpoint.", path, kCommittedName);
   for (const FileRecord& record : manifest.files) {
-    if (!contains(names, record.name))
-      throw FormatError("{}: {} is missing. Use another checkpoint.", path, record.name);
+    part.wrong.emplace_back();
+    if (!contains(names, record.name)) {
+      part.wrong.back() = format("{} is missing", record.name);
+      continue;
+    }
     const int64_t size_bytes = File::open(files, path + "/" + record.name).size_bytes();
     if (size_bytes != record.size_bytes)
-      throw FormatError("{}: {} has {} bytes, {} were written. Use another checkpoint.", path, record.name, size_bytes,
-                        record.size_bytes);
+      part.wrong.back() = format("{} has {} bytes, {} were written", record.name, size_bytes, record.size_bytes);
   }
-  return manifest;
+  return part;
+}
+
+std::string FolderPart::identity() const {  // the checksum at the manifest's end
+  constexpr size_t kDigits = 32, kTail = 2;
+  return text.substr(text.size() - kDigits - kTail, kDigits);
+}
+
+Manifest open_checkpoint_folder(FileSystem& files, const std::string& path) {
+  FolderPart part = open_folder_part(files, path);
+  for (const std::string& wrong : part.wrong) {
+    if (wrong.empty()) continue;
+    if (part.manifest.mesh.nodes > 1)
+      throw FormatError("{}: {}; the files are spread over {} nodes. Copy the nodes' folders of this step into one.",
+                        path, wrong, part.manifest.mesh.nodes);
+    throw FormatError("{}: {}. Use another checkpoint.", path, wrong);
+  }
+  return std::move(part.manifest);
 }
 
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,

@@ -15,8 +15,15 @@ namespace temper {
 FileRecord write_shard(FileSystem& files, const std::string& folder, int shard, std::vector<TensorRecord>& tensors,
                        const std::vector<std::vector<const char*>>& data);
 
-// manifest.files: the shards, which lie in the folder. Adds global.h5, the manifest and COMMITTED, and renames it to
-// `path` (docs/checkpoint_format.md, "Commit"). FormatError where the boxes leave an element out or hold one twice.
+// manifest.files: the shards, which lie in the folder. Adds global.h5, the manifest and COMMITTED; the folder may be
+// committed then. Returns the manifest's text. FormatError where the boxes leave an element out or hold one twice.
+std::string complete_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path,
+                                       Manifest manifest);
+// Another node's folder of the same checkpoint: the same global.h5, and the manifest as it was written there.
+void complete_folder_part(FileSystem& files, AtomicDirectory& folder, const std::string& path,
+                          const std::string& manifest_text);
+
+// All of it, and renames the folder to `path` (docs/checkpoint_format.md, "Commit").
 void commit_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path, Manifest manifest);
 
 // All of it by one writer: the boxes' shard is given too, 0 to num_shards - 1.
@@ -26,6 +33,16 @@ void write_checkpoint_folder(FileSystem& files, const std::string& path, const C
 
 // Verifies name, COMMITTED, manifest and the sizes of all files. FormatError says what is wrong.
 Manifest open_checkpoint_folder(FileSystem& files, const std::string& path);
+
+// A folder of which files may be missing: they may lie elsewhere.
+struct FolderPart {
+  Manifest manifest;
+  std::string text;                // of the manifest
+  std::vector<std::string> wrong;  // [file] what keeps the file from being read here; empty: nothing
+  // Two folders with one identity hold the same checkpoint: their manifests are equal.
+  std::string identity() const;
+};
+FolderPart open_folder_part(FileSystem& files, const std::string& path);
 
 // Reads what the plan wants. kEverything: all other blocks of all files are read too, to be verified.
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,

@@ -42,6 +42,21 @@ int64_t total_bytes(const Manifest& manifest) {
   return sum;
 }
 
+// What a folder of one node alone must have, and what it may lack where others have the rest.
+void refuse_missing(const std::string& path, const FolderPart& part) {
+  for (const std::string& wrong : part.wrong)
+    if (!wrong.empty() && part.manifest.mesh.nodes == 1)
+      throw FormatError("{}: {}. Use another checkpoint.", path, wrong);
+}
+
+// "  2 of 3 files, the others are on other nodes"; empty: all are here.
+std::string part_text(const FolderPart& part) {
+  const auto here =
+      std::count_if(part.wrong.begin(), part.wrong.end(), [](const std::string& wrong) { return wrong.empty(); });
+  if (here == static_cast<int64_t>(part.wrong.size())) return {};
+  return format("  {} of {} files, the others are on other nodes", here, part.wrong.size());
+}
+
 // Every step_NNNNNN below `folder`, newest first.
 std::vector<std::string> steps_in(FileSystem& files, const std::string& folder) {
   std::vector<int64_t> steps;
@@ -74,9 +89,11 @@ std::string list_checkpoints(FileSystem& files, const std::string& path) {
   std::string out;
   for (const std::string& checkpoint : find_checkpoints(files, path)) {
     try {
-      const Manifest manifest = open_checkpoint_folder(files, checkpoint);
-      out += format("{}  stage {}  step {}  {}  {}\n", checkpoint, manifest.header.stage, manifest.header.step,
-                    show_bytes(total_bytes(manifest)), show_time(manifest.header.time));
+      const FolderPart part = open_folder_part(files, checkpoint);
+      const Manifest& manifest = part.manifest;
+      refuse_missing(checkpoint, part);
+      out += format("{}  stage {}  step {}  {}  {}{}\n", checkpoint, manifest.header.stage, manifest.header.step,
+                    show_bytes(total_bytes(manifest)), show_time(manifest.header.time), part_text(part));
     } catch (const Error& error) {
       out += format("{}  NOT USABLE: {}\n", checkpoint, error.what());
     }
@@ -86,18 +103,21 @@ std::string list_checkpoints(FileSystem& files, const std::string& path) {
 
 std::string describe_checkpoint(FileSystem& files, const std::string& path) {
   const auto found = find_checkpoints(files, path);
-  const Manifest manifest = open_checkpoint_folder(files, found[0]);
+  const FolderPart part = open_folder_part(files, found[0]);
+  refuse_missing(found[0], part);
+  const Manifest& manifest = part.manifest;
   const CheckpointHeader& header = manifest.header;
   std::string out = found[0] + "\n";
   out += format("run {}, stage {}, step {}, policy version {}, epoch {}\n", header.run, header.stage, header.step,
                 header.policy_version, header.epoch);
   out += format("saved {} by {}, format version {}\n", show_time(header.time), manifest.writer, kFormatVersion);
-  out += format("mesh: replicas {} x shard {} x tensor_parallel {}\n", manifest.mesh.replicas, manifest.mesh.shard,
-                manifest.mesh.tensor_parallel);
+  out += format("mesh: replicas {} x shard {} x tensor_parallel {}{}\n", manifest.mesh.replicas, manifest.mesh.shard,
+                manifest.mesh.tensor_parallel, part_text(part));
   out += format("data hash {}\n", header.data_hash);
   out += format("files ({}):\n", show_bytes(total_bytes(manifest)));
-  for (const FileRecord& file : manifest.files)
-    out += format("  {}  {}  XXH3-128 {}\n", file.name, show_bytes(file.size_bytes), file.xxh3_128);
+  for (size_t i = 0; i < manifest.files.size(); ++i)
+    out += format("  {}  {}  XXH3-128 {}{}\n", manifest.files[i].name, show_bytes(manifest.files[i].size_bytes),
+                  manifest.files[i].xxh3_128, part.wrong[i].empty() ? "" : "  on another node");
   out += format("states ({}):\n", header.blobs.size());
   for (const auto& [name, bytes] : header.blobs)
     out += format("  {}  {}\n", name, show_bytes(static_cast<int64_t>(bytes.size())));
@@ -113,10 +133,15 @@ VerifyReport verify_checkpoints(FileSystem& files, const std::string& path) {
   for (const std::string& checkpoint : find_checkpoints(files, path)) {
     std::vector<std::string> wrong;
     int64_t size_bytes = 0;
+    std::string elsewhere;
     try {
-      const Manifest manifest = open_checkpoint_folder(files, checkpoint);
-      size_bytes = total_bytes(manifest);
-      for (const FileRecord& file : manifest.files) {
+      const FolderPart part = open_folder_part(files, checkpoint);
+      refuse_missing(checkpoint, part);
+      elsewhere = part_text(part);
+      for (size_t i = 0; i < part.manifest.files.size(); ++i) {
+        const FileRecord& file = part.manifest.files[i];
+        if (!part.wrong[i].empty()) continue;
+        size_bytes += file.size_bytes;
         try {
           for (const Damage& problem : read_data_file(files, checkpoint, file, FilePlan{}, ReadMode::kFindAllProblems))
             wrong.push_back(describe(problem));
@@ -128,7 +153,9 @@ VerifyReport verify_checkpoints(FileSystem& files, const std::string& path) {
       wrong.push_back(error.what());
     }
     if (wrong.empty()) {
-      report.text += format("{}: whole, {} verified\n", checkpoint, show_bytes(size_bytes));
+      report.text += elsewhere.empty()
+                         ? format("{}: whole, {} verified\n", checkpoint, show_bytes(size_bytes))
+                         : format("{}: a part, {} verified{}\n", checkpoint, show_bytes(size_bytes), elsewhere);
       continue;
     }
     report.good = false;

@@ -278,9 +278,11 @@ std::string encode_manifest(const Manifest& manifest) {
   add("step", header.step);
   add("policy_version", header.policy_version);
   add("time", header.time);
-  add("mesh", Json{{"replicas", manifest.mesh.replicas},
-                   {"shard", manifest.mesh.shard},
-                   {"tensor_parallel", manifest.mesh.tensor_parallel}});
+  Json mesh = {{"replicas", manifest.mesh.replicas},
+               {"shard", manifest.mesh.shard},
+               {"tensor_parallel", manifest.mesh.tensor_parallel}};
+  if (manifest.mesh.nodes > 1) mesh["nodes"] = manifest.mesh.nodes;
+  add("mesh", mesh);
   add("data_hash", header.data_hash);
   add("config", encode_bytes(header.config_toml));
   add("model", encode_bytes(header.model_json));
@@ -349,7 +351,8 @@ Manifest parse_manifest(std::string_view bytes, const std::string& path) {
   header.time = time.get<double>();
   const Json& mesh = decode.member(root, "mesh", "manifest");
   manifest.mesh = {decode.count(mesh, "replicas", "mesh"), decode.count(mesh, "shard", "mesh"),
-                   decode.count(mesh, "tensor_parallel", "mesh")};
+                   decode.count(mesh, "tensor_parallel", "mesh"),
+                   mesh.contains("nodes") ? decode.count(mesh, "nodes", "mesh") : 1};
   header.data_hash = decode.text(root, "data_hash", "manifest");
   header.config_toml = decode.bytes(decode.member(root, "config", "manifest"), "config");
   header.model_json = decode.bytes(decode.member(root, "model", "manifest"), "model");

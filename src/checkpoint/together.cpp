@@ -45,33 +45,69 @@ void compare_contents(const std::string& path, const std::vector<std::string>& c
           path, contents[0], r, contents[r]);
 }
 
+// A partner that cannot write costs its copy, not the checkpoint.
+std::string copy_to_partners(FileSystem& files, const std::vector<std::string>& written, const std::string& folder,
+                             const Agreement& ranks, const Spread& spread) {
+  if (spread.partners == nullptr || !spread.partners->any()) return {};
+  std::vector<FileRecord> records;
+  for (const std::string& report : written)
+    records.push_back(report.empty() ? FileRecord{} : parse_shard_report(report).file);
+  const std::string failure = spread.partners->exchange(files, records, folder);
+  for (const std::string& each : ranks.tell("copies acknowledged", failure))
+    if (!each.empty()) return each;
+  return {};
+}
+
 }  // namespace
 
-void save_together(FileSystem& files, const std::string& path, const CheckpointState& state, const Agreement& ranks) {
-  std::optional<AtomicDirectory> folder;  // the first rank's
+std::string save_together(FileSystem& files, const std::string& path, const CheckpointState& state,
+                          const Agreement& ranks, const Spread& spread) {
+  const NodeLayout& nodes = spread.nodes;
+  std::optional<AtomicDirectory> folder;  // of this rank's node, if it is the node's first
   EntryBoxes own;
   const auto begun = ranks.act("checkpoint begun", [&] {
     own = describe_entries(state.tensors);
-    if (!ranks.leads()) return std::string(own.any_box() ? "writes" : "");
+    const char* writes = own.any_box() || ranks.leads() ? "+" : "-";
+    if (!nodes.leads(ranks.rank())) return std::string(writes);
     folder.emplace(files, path);
-    return folder->path();
+    return writes + folder->path();
   });
-  const auto writers_before =
-      std::count_if(begun.begin(), begun.begin() + ranks.rank(), [](const std::string& said) { return !said.empty(); });
+  const auto is_writer = [](const std::string& said) { return said.front() == '+'; };
+  const std::string here = begun[static_cast<size_t>(nodes.leader_of(ranks.rank()))].substr(1);
+  const auto shard = std::count_if(begun.begin(), begun.begin() + ranks.rank(), is_writer);
   const auto written = ranks.act("checkpoint shards", [&] {
-    if (!ranks.leads() && !own.any_box()) return std::string();
-    const FileRecord file = write_shard(files, begun[0], static_cast<int>(writers_before), own.tensors, own.data);
+    if (!is_writer(begun[static_cast<size_t>(ranks.rank())])) return std::string();
+    const FileRecord file = write_shard(files, here, static_cast<int>(shard), own.tensors, own.data);
     if (!ranks.leads()) std::erase_if(own.tensors, [](const TensorRecord& tensor) { return tensor.boxes.empty(); });
     return encode_shard_report({file, own.tensors});
   });
-  ranks.act("checkpoint committed", [&] {
-    if (!ranks.leads()) return std::string();
-    Manifest manifest = merge_reports(written);
-    manifest.header = state.header;
-    manifest.mesh = state.mesh;
-    commit_checkpoint_folder(files, *folder, path, std::move(manifest));
+  const std::string not_copied = copy_to_partners(files, written, here, ranks, spread);
+  const auto manifest = [&] {
+    Manifest merged = merge_reports(written);
+    merged.header = state.header;
+    merged.mesh = state.mesh;
+    merged.mesh.nodes = nodes.num_nodes();
+    return merged;
+  };
+  if (nodes.num_nodes() == 1) {
+    ranks.act("checkpoint committed", [&] {
+      if (ranks.leads()) commit_checkpoint_folder(files, *folder, path, manifest());
+      return std::string();
+    });
+    return not_copied;
+  }
+  const std::string text = ranks.act("checkpoint described", [&] {
+    return ranks.leads() ? complete_checkpoint_folder(files, *folder, path, manifest()) : std::string();
+  })[0];
+  ranks.act("checkpoint complete", [&] {
+    if (folder && !ranks.leads()) complete_folder_part(files, *folder, path, text);
     return std::string();
   });
+  ranks.act("checkpoint committed", [&] {
+    if (folder) folder->commit();
+    return std::string();
+  });
+  return not_copied;
 }
 
 LoadedCheckpoint load_together(FileSystem& files, const std::string& path, const ChooseDestinations& destinations,

@@ -2,18 +2,14 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #include <cstring>
 
 #include "core/error.h"
-#include "core/log.h"
 
 namespace temper {
 namespace {
 
-constexpr int kNiceness = 10;             // the writer's: the cores are for the training
 constexpr int64_t kAlignment = 64;        // of a tensor in the staging buffer
 constexpr int64_t kPieceBytes = 4 << 20;  // that one thread copies at a time
 
@@ -25,45 +21,17 @@ struct Piece {
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(CheckpointStore& store) : store_(store), thread_([this] { work(); }) {}
+CheckpointWriter::CheckpointWriter(CheckpointStore& store)
+    : CheckpointWriter([&store](const CheckpointState& state) { store.save(state); }) {}
 
-CheckpointWriter::~CheckpointWriter() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-    changed_.notify_all();
-  }
-  thread_.join();
-  if (!failure_) return;
-  try {
-    std::rethrow_exception(failure_);
-  } catch (const std::exception& error) {
-    log_error("the last checkpoint failed: {}", error.what());
-  }
-}
-
-bool CheckpointWriter::ended() const {
-  const std::lock_guard lock(mutex_);
-  return !begun_;
-}
+CheckpointWriter::CheckpointWriter(Save save) : save_(std::move(save)) {}
 
 void CheckpointWriter::begin(const CheckpointState& state) {
-  TEMPER_CHECK(!busy_, "a save is under way");
+  TEMPER_CHECK(!busy(), "a save is under way");
   state_.header = state.header;
   state_.mesh = state.mesh;
   copy(state.tensors);
-  busy_ = true;
-  const std::lock_guard lock(mutex_);
-  begun_ = true;
-  changed_.notify_all();
-}
-
-void CheckpointWriter::finish() {
-  TEMPER_CHECK(busy_, "no save is under way");
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return !begun_; });
-  busy_ = false;
-  if (const std::exception_ptr failure = std::exchange(failure_, nullptr)) std::rethrow_exception(failure);
+  task_.begin([this] { save_(state_); });
 }
 
 void CheckpointWriter::copy(const std::vector<TensorEntry>& tensors) {
@@ -96,29 +64,6 @@ void CheckpointWriter::copy(const std::vector<TensorEntry>& tensors) {
       std::memcpy(piece.to, piece.from, static_cast<size_t>(piece.size_bytes));
     }
   });
-}
-
-// produces: checkpoints; consumes: the state that begin() copied; waits for: begin(), the disk, the other ranks'
-// writers; is unblocked by: all of these, the communicator's deadline, or the destructor.
-void CheckpointWriter::work() {
-  at::set_num_threads(1);
-  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kNiceness);  // of this thread alone, and those it makes
-  std::unique_lock lock(mutex_);
-  for (;;) {
-    changed_.wait(lock, [this] { return begun_ || stop_; });
-    if (!begun_) return;
-    lock.unlock();
-    std::exception_ptr failure;
-    try {
-      store_.save(state_);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    lock.lock();
-    failure_ = failure;
-    begun_ = false;
-    changed_.notify_all();
-  }
 }
 
 }  // namespace temper

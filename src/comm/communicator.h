@@ -99,6 +99,8 @@ class Communicator {
 
   // The ranks with one color become a communicator of their own, ordered by (key, rank here).
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
+  // The same for tensors of the host alone, where that costs less: texts, files.
+  virtual std::unique_ptr<Communicator> split_for_host(int color, int key) { return split(color, key); }
 
   // Every operation under way and to come fails with this reason, here and, as far as the back end reaches, elsewhere.
   virtual void abort(const std::string& why) = 0;

@@ -374,6 +374,8 @@ class NcclCommunicator : public Communicator {
     return std::make_unique<NcclCommunicator>(world_, std::move(host), link, options());
   }
 
+  std::unique_ptr<Communicator> split_for_host(int color, int key) override { return host_->split(color, key); }
+
   void abort(const std::string& why) override { world_->abort(why); }
 
  protected:

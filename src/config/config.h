@@ -270,9 +270,15 @@ struct AsyncSection {
 };
 
 struct CheckpointSection {
-  std::string local_dir;           // empty: checkpoints in the run directory
-  int64_t local_every_steps = 50;  // 0: at the end of a stage only
+  std::string ram_dir;                // empty: no such tier
+  int64_t ram_every_steps = 10;       // 0: only where the local disk fails
+  std::string local_dir;              // empty: checkpoints in the run directory
+  int64_t local_every_steps = 50;     // 0: at the end of a stage only
+  std::string durable_dir;            // empty: no such tier
+  int64_t durable_every_steps = 500;  // 0: at the end of a stage only
   int64_t keep_local = 2;
+  int64_t keep_durable = 2;
+  int64_t replicate = 0;              // other nodes that hold a copy of a node's shards: 0 or 1
   Dtype export_dtype = Dtype::kAuto;  // auto: the dtype the model was loaded in, f32 for init
   std::string resume = "auto";        // auto, never, or the path of a checkpoint
   bool allow_other_data = false;

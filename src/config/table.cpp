@@ -364,13 +364,37 @@ void add_rest(TableBuilder& table) {
              " alone.")
       .by_default("keys in the run directory, made where missing")
       .whole_run();
-  TEMPER_KEY(checkpoint.local_dir, "Folder of the checkpoints.")
+  TEMPER_KEY(checkpoint.ram_dir,
+             "Folder in memory (/dev/shm/NAME) for frequent checkpoints, one a stage, which outlive the process; they"
+             " take the state's size twice while one is written. {rank} and {host} stand for the rank's own.")
+      .by_default("none")
+      .whole_run();
+  TEMPER_KEY(checkpoint.ram_every_steps, "Saves in checkpoint.ram_dir every so many steps.").unit("steps").at_least(0);
+  TEMPER_KEY(
+      checkpoint.local_dir,
+      "Folder of the checkpoints, shared by the ranks or on each node's own disk; {rank} and {host} stand for the"
+      " rank's own.")
       .by_default("checkpoints in the run directory")
       .whole_run();
   TEMPER_KEY(checkpoint.local_every_steps, "Saves every so many steps, beside at a stage's end.")
       .unit("steps")
       .at_least(0);
   TEMPER_KEY(checkpoint.keep_local, "Checkpoints of a stage that are kept.").at_least(2);
+  TEMPER_KEY(checkpoint.durable_dir,
+             "Folder that outlives the machine, seen by all ranks, for rare copies of local checkpoints, verified, made"
+             " in the background.")
+      .by_default("none")
+      .whole_run();
+  TEMPER_KEY(checkpoint.durable_every_steps,
+             "Saves and copies to checkpoint.durable_dir every so many steps, beside at a stage's end and at a stop.")
+      .unit("steps")
+      .at_least(0);
+  TEMPER_KEY(checkpoint.keep_durable, "Checkpoints of a stage that are kept in checkpoint.durable_dir.").at_least(2);
+  TEMPER_KEY(checkpoint.replicate,
+             "1: where checkpoint.local_dir and ram_dir are on each node's own disk, the next node holds a copy of a"
+             " node's shards.")
+      .between(0, 1)
+      .whole_run();
   TEMPER_KEY(checkpoint.export_dtype, "Type of the exported model.")
       .by_default("auto: as the model was loaded, f32 for model.init")
       .whole_run();

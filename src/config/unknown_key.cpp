@@ -144,13 +144,7 @@ const std::map<std::string, std::string, std::less<>>& foreign_names() {
 
 // Known to the documents, without effect in this version, so not accepted.
 const std::set<std::string, std::less<>>& later_names() {
-  static const std::set<std::string, std::less<>> kNames = {"async.recompute_kv_cache",
-                                                            "checkpoint.ram_dir",
-                                                            "checkpoint.ram_every_steps",
-                                                            "checkpoint.durable_dir",
-                                                            "checkpoint.durable_every_steps",
-                                                            "checkpoint.keep_durable",
-                                                            "checkpoint.replicate"};
+  static const std::set<std::string, std::less<>> kNames = {"async.recompute_kv_cache"};
   return kNames;
 }
 

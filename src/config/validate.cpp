@@ -246,12 +246,22 @@ Messages stage_conflicts(const StageConfig& stage) {
 }
 
 Messages run_conflicts(const Config& config) {
+  Messages conflicts;
+  const CheckpointSection& checkpoint = config.checkpoint;
+  const auto same = [&](const char* one, const std::string& folder, const char* other, const std::string& second) {
+    if (!folder.empty() && folder == second)
+      conflicts.push_back(format("{} and {} are both \"{}\". Give each tier a folder of its own.", one, other, folder));
+  };
+  same("checkpoint.ram_dir", checkpoint.ram_dir, "checkpoint.local_dir", checkpoint.local_dir);
+  same("checkpoint.ram_dir", checkpoint.ram_dir, "checkpoint.durable_dir", checkpoint.durable_dir);
+  same("checkpoint.local_dir", checkpoint.local_dir, "checkpoint.durable_dir", checkpoint.durable_dir);
   const std::string& address = config.log.prometheus;
-  if (address.empty() || is_listen_address(address)) return {};
-  return {
-      format("log.prometheus = \"{}\" is not HOST:PORT. Write an address of this machine and a port, for example"
-             " \"127.0.0.1:9464\".",
-             address)};
+  if (!address.empty() && !is_listen_address(address))
+    conflicts.push_back(
+        format("log.prometheus = \"{}\" is not HOST:PORT. Write an address of this machine and a port, for example"
+               " \"127.0.0.1:9464\".",
+               address));
+  return conflicts;
 }
 
 Messages run_doubts(const Config& config) {

@@ -90,7 +90,8 @@ RunStatus from_json(const Json& json) {
   json.at("progress").get_to(status.progress);
   for (const Json& stage : json.at("stages"))
     status.stages.push_back({stage.at("name").get<std::string>(), stage.at("max_steps").get<int64_t>(),
-                             stage.at("checkpoints").get<std::string>()});
+                             stage.at("checkpoints").get<std::string>(), stage.value("ram_checkpoints", ""),
+                             stage.value("durable_checkpoints", "")});
   json.at("stage").get_to(status.stage);
   json.at("step").get_to(status.step);
   json.at("policy_version").get_to(status.policy_version);
@@ -132,7 +133,11 @@ double RunStatus::seconds_left() const {
 std::string to_json(const RunStatus& status) {
   Json stages = Json::array();
   for (const RunStatus::Stage& stage : status.stages)
-    stages.push_back({{"name", stage.name}, {"max_steps", stage.max_steps}, {"checkpoints", stage.checkpoints}});
+    stages.push_back({{"name", stage.name},
+                      {"max_steps", stage.max_steps},
+                      {"checkpoints", stage.checkpoints},
+                      {"ram_checkpoints", stage.ram_checkpoints},
+                      {"durable_checkpoints", stage.durable_checkpoints}});
   Json json = {{"format", kFormat},
                {"state", run_phase_name(status.phase)},
                {"error", status.error},

@@ -26,6 +26,8 @@ struct RunStatus {
     std::string name;
     int64_t max_steps = 0;
     std::string checkpoints;  // the folder of its checkpoints
+    // Of those in the other tiers (checkpoint.ram_dir, durable_dir); empty: there is no such tier.
+    std::string ram_checkpoints = {}, durable_checkpoints = {};
   };
   // Of the rollout workers' hub, where the stage under way has one.
   struct Hub {

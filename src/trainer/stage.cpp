@@ -8,16 +8,21 @@
 namespace temper {
 namespace {
 
-constexpr int kMaxFailedSaves = 3;          // in a row, then the run ends
 constexpr int64_t kTextWindowTokens = 512;  // of bits per character
 
 }  // namespace
 
 Stage::Stage(StageParts parts, TrainCounters counters, bool resumed)
-    : parts_(std::move(parts)), loop_(parts_.loop, counters), resumed_(resumed), writer_(*parts_.store) {}
+    : parts_(std::move(parts)),
+      loop_(parts_.loop, counters),
+      resumed_(resumed),
+      saver_(*parts_.tiers, parts_.config->checkpoint, parts_.loop.ranks,
+             [this](int64_t step, StageSaver::Tier tier, bool good) {
+               if (parts_.hooks.on_save) parts_.hooks.on_save(step, tier, good);
+             }) {}
 
 // produces: records, completions, states to be saved; consumes: steps of the train loop;
-// waits for: the loop, and for the writer where it has not ended the save before; is unblocked by: both.
+// waits for: the loop, and for the saver where it has not ended the save before; is unblocked by: both.
 StageOutcome Stage::run() {
   const StageConfig& config = *parts_.config;
   if (!resumed_) {
@@ -30,14 +35,14 @@ StageOutcome Stage::run() {
     const bool stop = !last && parts_.loop.ranks.any(parts_.hooks.stop_requested());
     if (last || due(config.eval.every_steps))
       for (const auto& [name, value] : evaluate().values) result.record.set(name, value);
-    for (const auto& [name, value] : save_report_) result.record.set(name, value);
-    save_report_.clear();
+    saver_.add_metrics(counters().step, result.record);
     parts_.hooks.on_step(result);
     parts_.hooks.on_record(result.record);
     // After the record is written: a run killed in between repeats the step and writes the line again.
-    finish_ended_save();
-    if (last || stop || due(config.checkpoint.local_every_steps)) save();
-    if (last || stop) finish_save(/*must_succeed=*/true);
+    saver_.finish_ended();
+    if (saver_.due(counters().step, last || stop))
+      saver_.save([this] { return state_to_save(); }, counters().step, last || stop);
+    if (last || stop) saver_.finish_all();
     if (stop) return StageOutcome::kStopped;
   }
   return StageOutcome::kDone;
@@ -74,43 +79,14 @@ void Stage::evaluate_held_out(MetricRecord& record) const {
   }
 }
 
-// The state is copied; the writer brings it to the disk while the next steps are taken.
-void Stage::save() {
-  const Stopwatch watch;
-  if (writer_.busy()) finish_save(/*must_succeed=*/false);
+CheckpointState Stage::state_to_save() {
   CheckpointState state{parts_.header, HostState::of(parts_.loop).entries(), checkpoint_mesh(parts_.loop.ranks)};
-  state.header.step = saving_step_ = counters().step;
+  state.header.step = counters().step;
   state.header.policy_version = counters().policy_version;
   TrainCounters saved = counters();
   if (parts_.hooks.before_save) parts_.hooks.before_save(saved);
   state.header.blobs["trainer"] = save_counters(saved, parts_.loop);
-  writer_.begin(state);
-  save_report_ = {{"timing_s/save_checkpoint_blocked", watch.seconds()},
-                  {"checkpoint/failed_saves", static_cast<double>(total_failed_saves_)}};
-}
-
-// All ranks at the same step: they fail alike.
-void Stage::finish_ended_save() {
-  if (writer_.busy() && !parts_.loop.ranks.any(!writer_.ended())) finish_save(/*must_succeed=*/false);
-}
-
-void Stage::finish_save(bool must_succeed) {
-  std::string failure;  // the same on all ranks
-  try {
-    writer_.finish();
-  } catch (const IoError& error) {
-    failure = error.what();
-  }
-  if (parts_.hooks.on_save) parts_.hooks.on_save(saving_step_, failure.empty());
-  if (failure.empty()) {
-    num_failed_saves_ = 0;
-    return;
-  }
-  ++total_failed_saves_;
-  save_report_.emplace_back("checkpoint/failed_saves", static_cast<double>(total_failed_saves_));
-  if (must_succeed || ++num_failed_saves_ >= kMaxFailedSaves) throw IoError("{}", failure);
-  log_error("checkpoint of step {} failed ({} of {} in a row before the run ends): {}", saving_step_, num_failed_saves_,
-            kMaxFailedSaves, failure);
+  return state;
 }
 
 }  // namespace temper

@@ -6,18 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/checkpoint.h"
-#include "checkpoint/writer.h"
 #include "core/rollout_source.h"
 #include "trainer/evaluation.h"
+#include "trainer/saver.h"
 #include "trainer/train_loop.h"
 
 namespace temper {
 
 struct StageHooks {
   std::function<void(const MetricRecord&)> on_record;
-  std::function<void(StepResult&)> on_step;              // before on_record; may add to the record
-  std::function<void(int64_t step, bool good)> on_save;  // a checkpoint was written, or failed
+  std::function<void(StepResult&)> on_step;  // before on_record; may add to the record
+  std::function<void(int64_t step, StageSaver::Tier tier, bool good)> on_save;  // a checkpoint was written, or failed
   std::function<bool()> stop_requested;
   // Where rollouts come from elsewhere: adds to what is saved what the loop does not know.
   std::function<void(TrainCounters&)> before_save;
@@ -32,7 +31,7 @@ struct StageParts {
   std::vector<EvalText> eval_texts;
   std::string held_out_name;           // NAME of eval/NAME/loss
   std::vector<RolloutGroup> held_out;  // given completions that are not trained on
-  CheckpointStore* store = nullptr;    // from here on the stage's writer's
+  CheckpointTiers* tiers = nullptr;    // from here on the stage's saver's
   CheckpointHeader header;             // run, stage, config, model, data: what does not change from save to save
   StageHooks hooks;
 };
@@ -45,8 +44,8 @@ class Stage {
   Stage(StageParts parts, TrainCounters counters, bool resumed);
 
   // kDone: max_steps taken and the last state saved. kStopped: saved after the step in which a stop was requested.
-  // IoError after three failed saves in a row, or when the last save fails. The last one is on the disk when it
-  // returns.
+  // IoError after three failed saves in a row, or when the last save fails. The last one is on the disk, and copied to
+  // the durable folder as far as that works, when it returns.
   StageOutcome run();
 
   const TrainCounters& counters() const { return loop_.counters(); }
@@ -54,19 +53,13 @@ class Stage {
  private:
   MetricRecord evaluate();
   void evaluate_held_out(MetricRecord& record) const;
-  void save();
-  void finish_save(bool must_succeed);
-  void finish_ended_save();
+  CheckpointState state_to_save();
   bool due(int64_t every_steps) const;
 
   StageParts parts_;
   TrainLoop loop_;
   bool resumed_;
-  CheckpointWriter writer_;
-  int64_t saving_step_ = 0;   // whose save is under way
-  int num_failed_saves_ = 0;  // in a row
-  int64_t total_failed_saves_ = 0;
-  std::vector<std::pair<std::string, double>> save_report_;  // of the last save, for the next record
+  StageSaver saver_;
 };
 
 }  // namespace temper

@@ -69,11 +69,11 @@ TEST(CheckpointCommand, ReshardsIntoAnotherFolder) {
 }
 
 TEST(CheckpointCommand, SaysWhatItCanDo) {
-  const RunResult result = run_temper({"checkpoint", "export", "x"});
+  const RunResult result = run_temper({"checkpoint", "copy", "x"});
   EXPECT_EQ(result.exit_code, 2);
-  EXPECT_THAT(result.err, HasSubstr("ACTION=export is not known. Allowed: ls, info, verify, reshard."));
+  EXPECT_THAT(result.err, HasSubstr("ACTION=copy is not known. Allowed: ls, info, verify, export, reshard."));
   EXPECT_THAT(run_temper({"checkpoint", "ls"}).err,
-              HasSubstr("PATH is missing. Usage: temper checkpoint ls|info|verify|reshard PATH"));
+              HasSubstr("PATH is missing. Usage: temper checkpoint ls|info|verify|export|reshard PATH"));
 }
 
 }  // namespace
