@@ -45,12 +45,13 @@ std::string complete_checkpoint_folder(FileSystem& files, AtomicDirectory& folde
   return text;
 }
 
-void complete_folder_part(FileSystem& files, AtomicDirectory& folder, const std::string& path,
+void complete_folder_part(FileSystem& files, const AtomicDirectory& folder, const FileRecord& global,
                           const std::string& manifest_text) {
-  const Manifest manifest = parse_manifest(manifest_text, path + "/" + kManifestName);
-  const FileRecord global =
-      write_data_file(files, folder.path(), kGlobalName, make_global_skeleton(manifest.tensors), {});
-  TEMPER_CHECK(global.xxh3_128 == manifest.files.back().xxh3_128, "{} differs from node to node", kGlobalName);
+  File file = File::open(files, folder.path() + "/" + global.name);
+  file.sync();
+  file.close();
+  const auto problems = read_data_file(files, folder.path(), global, whole_file(global), ReadMode::kStopAtFirstProblem);
+  if (!problems.empty()) throw IoError("{}/{}. Check the disk.", folder.path(), describe(problems[0]));
   write_synced_file(files, folder.path() + "/" + kManifestName, manifest_text);
   write_synced_file(files, folder.path() + "/" + kCommittedName, "");
 }

@@ -19,8 +19,9 @@ FileRecord write_shard(FileSystem& files, const std::string& folder, int shard, 
 // committed then. Returns the manifest's text. FormatError where the boxes leave an element out or hold one twice.
 std::string complete_checkpoint_folder(FileSystem& files, AtomicDirectory& folder, const std::string& path,
                                        Manifest manifest);
-// Another node's folder of the same checkpoint: the same global.h5, and the manifest as it was written there.
-void complete_folder_part(FileSystem& files, AtomicDirectory& folder, const std::string& path,
+// Another node's folder of the same checkpoint, into which global.h5 has been copied: syncs and verifies that, and adds
+// the manifest as it was written there.
+void complete_folder_part(FileSystem& files, const AtomicDirectory& folder, const FileRecord& global,
                           const std::string& manifest_text);
 
 // All of it, and renames the folder to `path` (docs/checkpoint_format.md, "Commit").

@@ -270,9 +270,23 @@ void check_names(const std::vector<std::string>& names) {
                           name.substr(0, slash));
 }
 
+// Those that the names lead through. HDF5 would make them by itself, but with the time in each.
+void make_groups(hid_t file, const std::vector<std::string>& names) {
+  Handle creation(H5Pcreate(H5P_GROUP_CREATE), H5Pclose, "groups");
+  check_hdf5(H5Pset_obj_track_times(creation, false), "groups");
+  std::set<std::string> made;
+  for (const std::string& name : names)
+    for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
+      const std::string group = name.substr(0, slash);
+      if (!made.insert(group).second) continue;
+      Handle(H5Gcreate2(file, group.c_str(), H5P_DEFAULT, creation, H5P_DEFAULT), H5Gclose, group);
+    }
+}
+
 // Creates a file through the page driver, lets `fill` define its contents, closes it.
 template <class F>
-Hdf5Skeleton lay_out(const std::string& what, size_t num_data_sets, F&& fill) {
+Hdf5Skeleton lay_out(const std::string& what, const std::vector<std::string>& names, F&& fill) {
+  check_names(names);
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   QuietErrors quiet;
@@ -284,13 +298,15 @@ Hdf5Skeleton lay_out(const std::string& what, size_t num_data_sets, F&& fill) {
   check_hdf5(H5Pset_alignment(access, Hdf5Skeleton::kPageBytes, Hdf5Skeleton::kPageBytes), what);
   // All metadata at the front, instead of a little between the data sets every 2 KiB. About 400 bytes a data set were
   // seen.
-  const hsize_t metadata_bytes = std::max<hsize_t>(2048, 512 * num_data_sets);
+  const hsize_t metadata_bytes = std::max<hsize_t>(2048, 512 * names.size());
   check_hdf5(H5Pset_meta_block_size(access, metadata_bytes), what);
   check_hdf5(H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), what);
-  Handle file(H5Fcreate("in memory", H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose, what);
-  Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose, what);
-  check_hdf5(H5Pset_create_intermediate_group(links, 1), what);
-  fill(static_cast<hid_t>(file), static_cast<hid_t>(links), image);
+  // No object keeps the time of its making: the same state gives the same bytes.
+  Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose, what);
+  check_hdf5(H5Pset_obj_track_times(creation, false), what);
+  Handle file(H5Fcreate("in memory", H5F_ACC_TRUNC, creation, access), H5Fclose, what);
+  make_groups(file, names);
+  fill(static_cast<hid_t>(file), image);
   file.close(what);
   return image;
 }
@@ -312,8 +328,7 @@ std::vector<std::string> piece_names(const TensorRecord& tensor) {
 Hdf5Skeleton make_shard_skeleton(const std::vector<ShardPiece>& pieces) {
   std::vector<std::string> names;
   for (const ShardPiece& piece : pieces) names.push_back(piece.name);
-  check_names(names);
-  return lay_out("a shard", pieces.size(), [&](hid_t file, hid_t links, Hdf5Skeleton& image) {
+  return lay_out("a shard", names, [&](hid_t file, Hdf5Skeleton& image) {
     for (const ShardPiece& piece : pieces) {
       Handle type(copy_type(piece.dtype), H5Tclose, piece.name);
       Handle space(make_space(piece.size), H5Sclose, piece.name);
@@ -321,8 +336,8 @@ Hdf5Skeleton make_shard_skeleton(const std::vector<ShardPiece>& pieces) {
       check_hdf5(H5Pset_layout(creation, H5D_CONTIGUOUS), piece.name);
       check_hdf5(H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY), piece.name);
       check_hdf5(H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER), piece.name);
-      check_hdf5(H5Pset_obj_track_times(creation, false), piece.name);  // the same state gives the same bytes
-      Handle data_set(H5Dcreate2(file, piece.name.c_str(), type, space, links, creation, H5P_DEFAULT), H5Dclose,
+      check_hdf5(H5Pset_obj_track_times(creation, false), piece.name);
+      Handle data_set(H5Dcreate2(file, piece.name.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
                       piece.name);
       if (piece.size != piece.tensor_shape) {
         write_attribute(data_set, "tensor_shape", piece.tensor_shape);
@@ -338,8 +353,7 @@ Hdf5Skeleton make_shard_skeleton(const std::vector<ShardPiece>& pieces) {
 Hdf5Skeleton make_global_skeleton(const std::vector<TensorRecord>& tensors) {
   std::vector<std::string> names;
   for (const TensorRecord& tensor : tensors) names.push_back(tensor.name);
-  check_names(names);
-  return lay_out(kGlobalName, tensors.size(), [&](hid_t file, hid_t links, Hdf5Skeleton&) {
+  return lay_out(kGlobalName, names, [&](hid_t file, Hdf5Skeleton&) {
     for (const TensorRecord& tensor : tensors) {
       Handle type(copy_type(tensor.dtype), H5Tclose, tensor.name);
       Handle space(make_space(tensor.shape), H5Sclose, tensor.name);
@@ -359,7 +373,7 @@ Hdf5Skeleton make_global_skeleton(const std::vector<TensorRecord>& tensors) {
                    tensor.name);
       }
       check_hdf5(H5Sselect_all(space), tensor.name);
-      Handle data_set(H5Dcreate2(file, tensor.name.c_str(), type, space, links, creation, H5P_DEFAULT), H5Dclose,
+      Handle data_set(H5Dcreate2(file, tensor.name.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
                       tensor.name);
     }
   });

@@ -6,6 +6,7 @@
 
 #include "checkpoint/atomic_directory.h"
 #include "checkpoint/entries.h"
+#include "checkpoint/fetch.h"
 #include "checkpoint/folder.h"
 #include "core/hash.h"
 
@@ -99,8 +100,11 @@ std::string save_together(FileSystem& files, const std::string& path, const Chec
   const std::string text = ranks.act("checkpoint described", [&] {
     return ranks.leads() ? complete_checkpoint_folder(files, *folder, path, manifest()) : std::string();
   })[0];
+  const FileRecord global = parse_manifest(text, path + "/" + kManifestName).files.back();
+  const bool receives = folder && !ranks.leads();
+  fetch_file(files, global, here, 0, receives ? here : "", ranks);
   ranks.act("checkpoint complete", [&] {
-    if (folder && !ranks.leads()) complete_folder_part(files, *folder, path, text);
+    if (receives) complete_folder_part(files, *folder, global, text);
     return std::string();
   });
   ranks.act("checkpoint committed", [&] {

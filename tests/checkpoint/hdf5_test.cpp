@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <hdf5.h>
 
+#include <chrono>
 #include <filesystem>
+#include <thread>
 
 #include "checkpoint/folder.h"
 #include "checkpoint/hdf5_skeleton.h"
@@ -85,6 +87,16 @@ TEST(Hdf5Files, GlobalJoinsTheBoxesOfAllShards) {
   // HDF5 reads a missing source without an error; at least the values cannot be mistaken for weights.
   std::filesystem::remove(path + "/shard_00001.h5");
   EXPECT_TRUE(std::isnan(read_floats(path + "/global.h5", "model/w").back()));
+}
+
+// HDF5 likes to keep the second in which an object was made.
+TEST(Hdf5Skeleton, IsTheSameBytesWheneverItIsMade) {
+  const std::vector<ShardPiece> pieces = {{"model/layers/a", at::kFloat, {2, 3}, {4, 3}, {0, 0}}};
+  const std::vector<TensorRecord> tensors = {{"model/layers/a", at::kFloat, {2, 3}, {{0, 2048, {0, 0}, {2, 3}}}}};
+  const Hdf5Skeleton shard = make_shard_skeleton(pieces), global = make_global_skeleton(tensors);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  EXPECT_EQ(make_shard_skeleton(pieces).pages, shard.pages);
+  EXPECT_EQ(make_global_skeleton(tensors).pages, global.pages);
 }
 
 TEST(Hdf5Skeleton, LargeDataSetsStartOnPagesAndTakeNoMemory) {
