@@ -4,8 +4,9 @@
 # file is what is left, so the presets release and asan compile eight files of a target as one (CMAKE_UNITY_BUILD): less than half
 # the time of a build from nothing. Names in a target's anonymous namespaces are therefore unique among its files.
 
-# Off: what GCC 12 says wrongly of its own headers (std::string's operator+, AVX-512 intrinsics).
-set(TEMPER_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter -Wno-restrict -Wno-maybe-uninitialized)
+# Off: what GCC 12 says wrongly of its own headers (std::string's operator+, AVX-512 intrinsics), and of anonymous namespaces where
+# several files are compiled as one.
+set(TEMPER_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter -Wno-restrict -Wno-maybe-uninitialized -Wno-subobject-linkage)
 
 add_library(temper_options INTERFACE)
 target_include_directories(temper_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
