@@ -63,11 +63,13 @@ class Course:
 
     def kill_once(self, run):
         """Whether the run was killed before its end."""
+        begin = time.monotonic()
         process = subprocess.Popen([harness.TEMPER, *self.arguments(run)], cwd=self.folder, stderr=subprocess.PIPE, text=True)
         try:
             _, err = process.communicate(timeout=self.chance.uniform(0, 1.1 * self.seconds))
             if process.returncode != 0:
                 sys.exit(f"{self.name}: exit {process.returncode} without a kill:\n{err[-3000:]}")
+            self.seconds = min(self.seconds, time.monotonic() - begin)  # the next kill is to come in time
             return False
         except subprocess.TimeoutExpired:
             pass
