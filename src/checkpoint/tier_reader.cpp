@@ -37,7 +37,7 @@ struct TierReader::Source {
 
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 std::vector<int64_t> steps_below(FileSystem& files, const std::string& directory) {
   std::vector<int64_t> steps;

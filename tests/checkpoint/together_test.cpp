@@ -21,7 +21,7 @@ namespace {
 
 using testing::HasSubstr;
 
-const CommOptions kComm{.timeout = std::chrono::seconds(120), .check_agreement = true};
+const CommOptions kPatience{.timeout = std::chrono::seconds(120), .check_agreement = true};
 
 // How a world's ranks share the tensors out: each replica's ranks alike.
 struct World {
@@ -94,7 +94,7 @@ void expect_parts(const std::vector<TensorEntry>& parts, const World& world, int
 }
 
 void save_on(const World& world, const std::string& folder, int64_t step, int keep_local = 5) {
-  on_thread_ranks(world.ranks, kComm, [&](Communicator& comm) {
+  on_thread_ranks(world.ranks, kPatience, [&](Communicator& comm) {
     QuickFileSystem files;
     CheckpointStore store(files, folder, keep_local, &comm);
     store.save(state_of(world, comm.rank(), step));
@@ -140,7 +140,7 @@ TEST_F(Together, AnyNumberOfRanksLoadsWhatAnyNumberSavedAndReadsLittleElse) {
     save_on(saved, folder, 3);
     for (const World& loading : worlds) {
       std::atomic<int64_t> read{0}, needed{0};
-      on_thread_ranks(loading.ranks, kComm, [&](Communicator& comm) {
+      on_thread_ranks(loading.ranks, kPatience, [&](Communicator& comm) {
         DataCountingFileSystem files;
         CheckpointStore store(files, folder, 5, &comm);
         const auto parts = blank_parts(loading, comm.rank());
@@ -173,7 +173,7 @@ TEST_F(Together, EveryByteIsVerifiedBySomeone) {
       damaged[at] = static_cast<char>(damaged[at] ^ 4);
       files.unlink(path);
       write_synced_file(files, path, damaged);
-      on_thread_ranks(world.ranks, kComm, [&](Communicator& comm) {
+      on_thread_ranks(world.ranks, kPatience, [&](Communicator& comm) {
         QuickFileSystem own;
         CheckpointStore store(own, folder_.path(), 5, &comm);
         const auto parts = blank_parts(world, comm.rank());
@@ -200,7 +200,7 @@ TEST_F(Together, AFailureOfOneRankFailsTheSaveOnAll) {
       save_on(world, folder, 1);
       std::vector<std::string> errors(2);
       bool fired = false;
-      on_thread_ranks(2, kComm, [&](Communicator& comm) {
+      on_thread_ranks(2, kPatience, [&](Communicator& comm) {
         FaultFileSystem files;
         files.fault = comm.rank() == broken ? Fault::kError : Fault::kNone;
         files.fault_at = at;
@@ -232,7 +232,7 @@ TEST_F(Together, AFailureOfOneRankFailsTheSaveOnAll) {
 
 TEST_F(Together, AfterOneRanksFailedFsyncAllWriteOnceMore) {
   const World world{3};
-  on_thread_ranks(world.ranks, kComm, [&](Communicator& comm) {
+  on_thread_ranks(world.ranks, kPatience, [&](Communicator& comm) {
     FaultFileSystem files;
     files.fault = comm.rank() == 2 ? Fault::kError : Fault::kNone;
     files.only = "fsync";
@@ -249,7 +249,7 @@ TEST_F(Together, AfterOneRanksFailedFsyncAllWriteOnceMore) {
 TEST_F(Together, AnElementOfNobodyOrOfTwoRanksIsNotCommitted) {
   const World world{2};
   for (const bool twice : {false, true}) {
-    on_thread_ranks(world.ranks, kComm, [&](Communicator& comm) {
+    on_thread_ranks(world.ranks, kPatience, [&](Communicator& comm) {
       QuickFileSystem files;
       CheckpointStore store(files, folder_.path(), 2, &comm);
       CheckpointState state = state_of(world, comm.rank(), 1);
@@ -265,7 +265,7 @@ TEST_F(Together, AnElementOfNobodyOrOfTwoRanksIsNotCommitted) {
 TEST_F(Together, OldCheckpointsGoOnceAllRanksHaveReadTheNewOne) {
   const World world{3};
   std::atomic<int> readers{0};
-  on_thread_ranks(world.ranks, kComm, [&](Communicator& comm) {
+  on_thread_ranks(world.ranks, kPatience, [&](Communicator& comm) {
     DataCountingFileSystem files;
     CheckpointStore store(files, folder_.path(), 2, &comm);
     for (int64_t step = 1; step <= 4; ++step) store.save(state_of(world, comm.rank(), step));
@@ -297,7 +297,7 @@ TEST_F(Together, ReshardedCheckpointsHoldTheSame) {
 TEST_F(Together, WhatOneRankAloneSeesComesToTheOthers) {
   save_on({1}, folder_.path() + "/a", 1);
   save_on({1}, folder_.path() + "/b", 2);
-  on_thread_ranks(2, kComm, [&](Communicator& comm) {
+  on_thread_ranks(2, kPatience, [&](Communicator& comm) {
     QuickFileSystem files;
     CheckpointStore store(files, folder_.path() + (comm.rank() == 0 ? "/a" : "/b"), 2, &comm);
     const auto parts = blank_parts({2}, comm.rank());
@@ -310,7 +310,7 @@ TEST_F(Together, WhatOneRankAloneSeesComesToTheOthers) {
 
 TEST_F(Together, ARankThatRefusesTheCheckpointRefusesItForAll) {
   save_on({2}, folder_.path(), 1);
-  on_thread_ranks(2, kComm, [&](Communicator& comm) {
+  on_thread_ranks(2, kPatience, [&](Communicator& comm) {
     QuickFileSystem files;
     CheckpointStore store(files, folder_.path(), 2, &comm);
     const auto refuse = [&](const CheckpointHeader&) -> std::vector<TensorEntry> {
@@ -322,7 +322,7 @@ TEST_F(Together, ARankThatRefusesTheCheckpointRefusesItForAll) {
 }
 
 TEST_F(Together, ABugOnOneRankEndsTheOthersToo) {
-  on_thread_ranks(2, kComm, [&](Communicator& comm) {
+  on_thread_ranks(2, kPatience, [&](Communicator& comm) {
     const Agreement ranks(&comm);
     const auto fail = [&]() -> std::string {
       if (comm.rank() == 0) throw InvariantError("broken");
