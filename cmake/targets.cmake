@@ -86,7 +86,11 @@ function(temper_test NAME)
     target_compile_options(${NAME}_test PRIVATE -fPIC)
     target_precompile_headers(${NAME}_test REUSE_FROM temper_torch_pch)
   endif()
+  set(timeout 300)
+  if(TEMPER_SANITIZE)
+    set(timeout 1200)  # under asan some take ten times as long
+  endif()
   include(GoogleTest)
   gtest_discover_tests(${NAME}_test TEST_PREFIX "${NAME}." DISCOVERY_TIMEOUT 60 DISCOVERY_MODE ${TEMPER_TEST_DISCOVERY}
-    PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300 ENVIRONMENT "OMP_NUM_THREADS=2")
+    PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${timeout} ENVIRONMENT "OMP_NUM_THREADS=2")
 endfunction()

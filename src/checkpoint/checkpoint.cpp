@@ -317,18 +317,27 @@ void CheckpointStore::set_aside_newer_than(int64_t step) {
 }
 
 void CheckpointStore::delete_newer_than(int64_t step) {
-  for (const int64_t newer : find_steps(files_, directory_)) {
-    if (newer <= step) continue;
-    const std::string path = directory_ + "/" + step_name(newer);
-    const std::string doomed = path + ".tmp-" + random_tag();
-    if (files_.rename(path, doomed) != 0) {
-      if (errno == ENOENT) continue;  // another rank was faster
-      throw IoError("{}: cannot be renamed to {} ({}). Remove it by hand.", path, doomed, std::strerror(errno));
-    }
-    remove_tree(files_, doomed);
-    log_warning("{} belongs to a course of training that is given up; it is deleted.", path);
-    verified_.erase(path);
+  for (const int64_t newer : find_steps(files_, directory_))
+    if (newer > step && remove(newer))
+      log_warning("{}/{} belongs to a course of training that is given up; it is deleted.", directory_,
+                  step_name(newer));
+}
+
+void CheckpointStore::delete_all() {
+  for (const int64_t step : find_steps(files_, directory_)) remove(step);
+}
+
+// False: another rank was faster.
+bool CheckpointStore::remove(int64_t step) {
+  const std::string path = directory_ + "/" + step_name(step);
+  const std::string doomed = path + ".tmp-" + random_tag();
+  if (files_.rename(path, doomed) != 0) {
+    if (errno == ENOENT) return false;
+    throw IoError("{}: cannot be renamed to {} ({}). Remove it by hand.", path, doomed, std::strerror(errno));
   }
+  remove_tree(files_, doomed);
+  verified_.erase(path);
+  return true;
 }
 
 }  // namespace temper

@@ -138,6 +138,7 @@ class CheckpointStore {
   void set_aside_newer_than(int64_t step);
   // The same where space is dear: they are deleted.
   void delete_newer_than(int64_t step);
+  void delete_all();
 
   // Of a checkpoint that was read whole from its folder here: it counts as verified when older ones are deleted.
   void trust(const std::string& path) { verified_.insert(path); }
@@ -145,6 +146,7 @@ class CheckpointStore {
   const std::string& directory() const { return directory_; }
 
  private:
+  bool remove(int64_t step);
   void finish_save(const std::string& path, int64_t step);
   void delete_old(const std::string& newest_path);
   void delete_old_on_nodes(const std::string& newest_path);

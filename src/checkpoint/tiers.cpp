@@ -109,7 +109,7 @@ SaveReport CheckpointTiers::save(const CheckpointState& state, const SaveTargets
 void CheckpointTiers::release_ram() {
   if (ram_)
     ranks_.act("memory given back", [&] {
-      if (is_folder(ram_->directory())) ram_->delete_newer_than(-1);
+      if (is_folder(ram_->directory())) ram_->delete_all();
       return std::string();
     });
 }
