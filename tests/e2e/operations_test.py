@@ -114,8 +114,10 @@ class Operations(harness.Case):
             ranks = self.wait_for_ranks("killed", but=ranks.values())
             self.wait_for_step("killed", step)
             harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
+            alive = [(r, "alive", pid) for r, pid in sorted(ranks.items())]
+            # A rank that has just begun has not signed yet.
+            harness.wait_until(lambda: [(one["rank"], one["state"], one["pid"]) for one in self.status("killed")["ranks"]] == alive, "the ranks' signs")
             status = self.status("killed")
-            self.assertEqual([(one["rank"], one["state"], one["pid"]) for one in status["ranks"]], [(r, "alive", pid) for r, pid in sorted(ranks.items())])
             self.assertEqual(status["status"]["starts"], 2 - rank)
             harness.signal_rank(process, self.folder, "killed", rank)
         _, err = process.communicate(timeout=120)

@@ -197,7 +197,8 @@ class Resume(harness.Case):
         # The last steps may have been quicker than the writing of their checkpoints.
         had_saved = harness.has_saved(self.folder / "runs" / "killed", kills[-1][0])
         result = harness.temper("run", "config.toml", "--run.name=killed", cwd=self.folder, check=0)
-        self.assertEqual("resumed at step" in result.err, had_saved)
+        if not had_saved:  # where it had, the stage may have ended before the kill
+            self.assertNotIn("resumed at step", result.err)
         whole, killed = self.folder / "runs" / "whole", self.folder / "runs" / "killed"
         self.assertEqual(harness.without_times(harness.metrics(whole)), harness.without_times(harness.metrics(killed)))
         self.assertEqual((whole / "completions.jsonl").read_text(), (killed / "completions.jsonl").read_text())
