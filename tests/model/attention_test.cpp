@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "model/attention_device.h"
 #include "model/cpu_dispatch.h"
+#include "tests/model/tensors.h"
 
 namespace temper {
 namespace {
@@ -25,15 +26,6 @@ Segments mixed_segments() {
           {213, 229, 0, 0}, {229, 232, 213, 229}, {232, 299, 213, 229}};  // a prefix of one panel
 }
 constexpr int64_t kMixedRows = 301;
-
-at::Tensor randn(at::IntArrayRef shape, int64_t seed, at::ScalarType dtype = at::kFloat) {
-  at::Generator generator = at::detail::createCPUGenerator(seed);
-  return at::randn(shape, generator, at::TensorOptions().dtype(at::kFloat)).to(dtype);
-}
-
-double largest_error(const at::Tensor& a, const at::Tensor& b) {
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
 
 struct Result {
   at::Tensor out, dq, dk, dv;

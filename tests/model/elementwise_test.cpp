@@ -8,13 +8,10 @@
 #include "core/error.h"
 #include "model/cpu_dispatch.h"
 #include "model/elementwise_device.h"
+#include "tests/model/tensors.h"
 
 namespace temper {
 namespace {
-
-at::Tensor normal_values(at::IntArrayRef shape, int64_t seed, at::ScalarType dtype = at::kFloat) {
-  return at::randn(shape, at::detail::createCPUGenerator(seed), at::TensorOptions().dtype(at::kFloat)).to(dtype);
-}
 
 // Largest difference relative to the largest value.
 double relative_error(const at::Tensor& ours, const at::Tensor& exact) {
@@ -31,7 +28,7 @@ Tensors with_gradients(const Tensors& inputs, const F& f) {
   for (const at::Tensor& input : inputs) leaves.push_back(input.detach().clone().set_requires_grad(true));
   const at::Tensor out = f(leaves);
   Tensors result =
-      torch::autograd::grad({out}, leaves, {normal_values(out.sizes(), 99).to(at::kBFloat16).to(out.scalar_type())});
+      torch::autograd::grad({out}, leaves, {randn(out.sizes(), 99).to(at::kBFloat16).to(out.scalar_type())});
   result.insert(result.begin(), out.detach());
   return result;
 }
@@ -80,7 +77,7 @@ TEST_P(ElementwiseAtEveryLevel, RmsNormAndItsGradientsEqualTheReference) {
        std::vector<std::vector<int64_t>>{{1, 4}, {5, 7}, {130, 576}, {3, 100}, {17, 3, 64}, {200, 2, 20}})
     for (const at::ScalarType in : {at::kFloat, at::kBFloat16})
       for (const at::ScalarType out : {at::kFloat, at::kBFloat16}) {
-        const Tensors inputs = {normal_values(shape, 1, in), normal_values({shape.back()}, 2)};
+        const Tensors inputs = {randn(shape, 1, in), randn({shape.back()}, 2)};
         const auto ours = with_gradients(inputs, [&](const Tensors& x) { return rms_norm(x[0], x[1], 1e-5, out); });
         const auto exact = with_gradients(
             to_double(inputs), [&](const Tensors& x) { return reference::rms_norm(x[0], x[1], 1e-5, at::kDouble); });
@@ -94,10 +91,10 @@ TEST_P(ElementwiseAtEveryLevel, RopeAndItsGradientEqualTheReference) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       const Angles table = angles(50, dim / 2);
       const at::Tensor positions = at::randint(0, 50, {23}, at::detail::createCPUGenerator(1), at::kLong);
-      const auto ours = with_gradients({normal_values({23, 3, dim}, 1, dtype)}, [&](const Tensors& x) {
+      const auto ours = with_gradients({randn({23, 3, dim}, 1, dtype)}, [&](const Tensors& x) {
         return apply_rope(x[0], table.cos, table.sin, positions);
       });
-      const auto exact = with_gradients({normal_values({23, 3, dim}, 1, dtype).to(at::kDouble)}, [&](const Tensors& x) {
+      const auto exact = with_gradients({randn({23, 3, dim}, 1, dtype).to(at::kDouble)}, [&](const Tensors& x) {
         return reference::apply_rope(x[0], table.cos.to(at::kDouble), table.sin.to(at::kDouble), positions);
       });
       expect_close(ours, exact, "rope");
@@ -109,8 +106,7 @@ TEST_P(ElementwiseAtEveryLevel, NormAndRopeOfTheFusedProductEqualTheReference) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       const Angles table = angles(200, dim / 2);
       const at::Tensor positions = at::randint(0, 200, {150}, at::detail::createCPUGenerator(1), at::kLong);
-      const Tensors inputs = {normal_values({150, 10, dim}, 1, dtype), normal_values({dim}, 2),
-                              normal_values({dim}, 3)};
+      const Tensors inputs = {randn({150, 10, dim}, 1, dtype), randn({dim}, 2), randn({dim}, 3)};
       const auto exact = with_gradients(to_double(inputs), [&](const Tensors& x) {
         return reference::norm_rope_qkv(x[0], 6, 2, x[1], x[2], 1e-6, table.cos.to(at::kDouble),
                                         table.sin.to(at::kDouble), positions);
@@ -136,7 +132,7 @@ TEST_P(ElementwiseAtEveryLevel, SiluMulAndItsGradientEqualTheReference) {
   for (const auto& [rows, size] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {9, 13}, {70, 1536}, {3, 48}})
     for (const at::ScalarType in : {at::kFloat, at::kBFloat16})
       for (const at::ScalarType out : {at::kFloat, at::kBFloat16}) {
-        const Tensors inputs = {(normal_values({rows, 2 * size}, 1) * 5).to(in)};
+        const Tensors inputs = {(randn({rows, 2 * size}, 1) * 5).to(in)};
         const auto ours = with_gradients(inputs, [&](const Tensors& x) { return silu_mul(x[0], out); });
         const auto exact =
             with_gradients(to_double(inputs), [&](const Tensors& x) { return reference::silu_mul(x[0], at::kDouble); });
@@ -187,27 +183,27 @@ TEST(Elementwise, RopeTurnsByHandWorkedAngles) {
 }
 
 TEST(Elementwise, StridedHeadsGiveTheNumbersOfACopy) {
-  const at::Tensor wide = normal_values({40, 5, 64}, 1), view = wide.narrow(1, 1, 3), weight = normal_values({64}, 2);
+  const at::Tensor wide = randn({40, 5, 64}, 1), view = wide.narrow(1, 1, 3), weight = randn({64}, 2);
   const Angles table = angles(40, 32);
   const at::Tensor positions = at::arange(40, at::kLong);
   EXPECT_TRUE(
       at::equal(rms_norm(view, weight, 1e-6, at::kFloat), rms_norm(view.contiguous(), weight, 1e-6, at::kFloat)));
   EXPECT_TRUE(at::equal(apply_rope(view, table.cos, table.sin, positions),
                         apply_rope(view.contiguous(), table.cos, table.sin, positions)));
-  const at::Tensor rows = normal_values({8, 100}, 3).narrow(1, 10, 60);
+  const at::Tensor rows = randn({8, 100}, 3).narrow(1, 10, 60);
   EXPECT_TRUE(at::equal(silu_mul(rows, at::kFloat), silu_mul(rows.contiguous(), at::kFloat)));
 }
 
 TEST(Elementwise, ThreadsAndNeighboursDoNotChangeABit) {
   const int before = at::get_num_threads();
-  const Tensors inputs = {normal_values({700, 576}, 1), normal_values({576}, 2)};
+  const Tensors inputs = {randn({700, 576}, 1), randn({576}, 2)};
   const auto run = [&](int threads) {
     at::set_num_threads(threads);
     auto results = with_gradients(inputs, [](const Tensors& x) { return rms_norm(x[0], x[1], 1e-5, at::kBFloat16); });
     const auto silu = with_gradients({inputs[0]}, [](const Tensors& x) { return silu_mul(x[0], at::kFloat); });
     const Angles table = angles(700, 32);
-    const auto rope = with_gradients(
-        {inputs[0].view({700, 9, 64}), normal_values({64}, 3), normal_values({64}, 4)}, [&](const Tensors& x) {
+    const auto rope =
+        with_gradients({inputs[0].view({700, 9, 64}), randn({64}, 3), randn({64}, 4)}, [&](const Tensors& x) {
           return norm_rope_qkv(x[0], 5, 2, x[1], x[2], 1e-5, table.cos, table.sin, at::arange(700, at::kLong));
         });
     results.insert(results.end(), silu.begin(), silu.end());
@@ -244,21 +240,20 @@ TEST(Elementwise, APositionBeyondTheTableIsRefusedWithItsNumbers) {
 // The GPU's way, which takes CPU tensors as well.
 TEST(ElementwiseOnDevices, EqualsTheReferenceAndItsGradients) {
   const Angles table = angles(40, 8);
-  const at::Tensor positions = at::arange(13, at::kLong) * 3, weight = normal_values({16}, 3) + 1,
-                   wide = normal_values({24}, 4);
+  const at::Tensor positions = at::arange(13, at::kLong) * 3, weight = randn({16}, 3) + 1, wide = randn({24}, 4);
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    const Tensors norm_inputs = {normal_values({13, 24}, 1, dtype), wide};
+    const Tensors norm_inputs = {randn({13, 24}, 1, dtype), wide};
     expect_close(
         with_gradients(norm_inputs, [&](const Tensors& x) { return device::rms_norm(x[0], x[1], 1e-5, dtype); }),
         with_gradients(to_double(norm_inputs),
                        [&](const Tensors& x) { return reference::rms_norm(x[0], x[1], 1e-5, at::kDouble); }),
         "rms_norm");
-    const Tensors gates = {normal_values({13, 48}, 2, dtype)};
+    const Tensors gates = {randn({13, 48}, 2, dtype)};
     expect_close(
         with_gradients(gates, [&](const Tensors& x) { return device::silu_mul(x[0], dtype); }),
         with_gradients(to_double(gates), [](const Tensors& x) { return reference::silu_mul(x[0], at::kDouble); }),
         "silu_mul");
-    const Tensors plain = {normal_values({13, 7, 16}, 5, dtype)}, normed = {plain[0], weight, weight * 2};
+    const Tensors plain = {randn({13, 7, 16}, 5, dtype)}, normed = {plain[0], weight, weight * 2};
     expect_close(with_gradients(plain,
                                 [&](const Tensors& x) {
                                   return device::norm_rope_qkv(x[0], 3, 2, {}, {}, 0, table.cos, table.sin, positions);

@@ -7,13 +7,12 @@
 
 #include "core/files.h"
 #include "model/safetensors.h"
+#include "tests/model/tensors.h"
 
 namespace temper {
 namespace {
 
 using nlohmann::json;
-
-double worst_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 // Angles at position 8191 agree to 1e-4 only if the frequencies agree to their last bits.
 TEST(Rope, TablesEqualThoseOfTransformersForEveryKindOfScaling) {
@@ -33,8 +32,8 @@ TEST(Rope, TablesEqualThoseOfTransformersForEveryKindOfScaling) {
 
     const RopeTable table = rope_table(config, positions.back() + 1);
     const at::Tensor rows = at::tensor(positions, at::kLong);
-    EXPECT_LT(worst_difference(table.cos.index_select(0, rows), expected.read(name + ".cos")), 1e-5) << name;
-    EXPECT_LT(worst_difference(table.sin.index_select(0, rows), expected.read(name + ".sin")), 1e-5) << name;
+    EXPECT_LT(largest_error(table.cos.index_select(0, rows), expected.read(name + ".cos")), 1e-5) << name;
+    EXPECT_LT(largest_error(table.sin.index_select(0, rows), expected.read(name + ".sin")), 1e-5) << name;
   }
 }
 

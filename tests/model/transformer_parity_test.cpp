@@ -9,6 +9,7 @@
 #include "model/safetensors.h"
 #include "model/token_logprobs.h"
 #include "model/transformer.h"
+#include "tests/model/tensors.h"
 
 namespace temper {
 namespace {
@@ -49,15 +50,13 @@ class TransformerParity : public testing::TestWithParam<const char*> {
   FlatParameters gradients_;
 };
 
-double worst_logit_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
-
 TEST_P(TransformerParity, LogitsOfAPackedBatchAreThoseOfEachSequenceAlone) {
   const at::NoGradGuard no_grad;
   const std::vector<at::Tensor> sequences = {expected_.read("tokens.0"), expected_.read("tokens.1")};
   const at::Tensor logits = model_.logits(hidden_states(sequences));
   const int64_t first = sequences[0].numel(), second = sequences[1].numel();
-  EXPECT_LT(worst_logit_difference(logits.narrow(0, 0, first), expected_.read("logits.0")), 1e-5);
-  EXPECT_LT(worst_logit_difference(logits.narrow(0, first, second), expected_.read("logits.1")), 1e-5);
+  EXPECT_LT(largest_error(logits.narrow(0, 0, first), expected_.read("logits.0")), 1e-5);
+  EXPECT_LT(largest_error(logits.narrow(0, first, second), expected_.read("logits.1")), 1e-5);
 }
 
 TEST_P(TransformerParity, GreedyContinuationsAreIdentical) {
@@ -83,8 +82,7 @@ TEST_P(TransformerParity, LossAndGradientsAreThoseOfAutograd) {
   for (const ParameterSpec& spec : gradients_.specs()) {
     const at::Tensor wanted = expected_.read("grad." + spec.name);
     const double scale = wanted.abs().max().item<double>();
-    EXPECT_LT(worst_logit_difference(gradients_[spec.name], wanted), 1e-5 * scale + 1e-7)
-        << spec.name << ", largest " << scale;
+    EXPECT_LT(largest_error(gradients_[spec.name], wanted), 1e-5 * scale + 1e-7) << spec.name << ", largest " << scale;
   }
 }
 

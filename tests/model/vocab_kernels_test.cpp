@@ -10,20 +10,16 @@
 
 #include "core/error.h"
 #include "model/cpu_dispatch.h"
+#include "tests/model/tensors.h"
 
 namespace temper {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-at::Tensor scaled_randn(at::IntArrayRef shape, int64_t seed, double scale = 1) {
-  return at::randn(shape, at::detail::createCPUGenerator(seed), at::TensorOptions().dtype(at::kFloat)) * scale;
-}
+at::Tensor scaled_randn(at::IntArrayRef shape, int64_t seed, double scale = 1) { return randn(shape, seed) * scale; }
 at::Tensor random_targets(int64_t count, int64_t vocab) {
   return at::randint(0, vocab, {count}, at::detail::createCPUGenerator(5), at::kLong);
-}
-double largest_gap(const at::Tensor& a, const at::Tensor& b) {
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
 class VocabAtEveryLevel : public testing::TestWithParam<CpuLevel> {
@@ -49,8 +45,8 @@ TEST_P(VocabAtEveryLevel, StatisticsEqualLogSoftmaxInF64) {
       const VocabStatistics ours = vocab_statistics(logits, 1 / temperature, targets, true);
       const at::Tensor exact = at::log_softmax(logits.to(at::kDouble) / temperature, -1);
       const at::Tensor logprob = exact.gather(1, targets.unsqueeze(1)).squeeze(1);
-      EXPECT_LT(largest_gap(ours.target_logits - ours.logsumexp, logprob), 4e-6) << vocab;
-      EXPECT_LT(largest_gap(ours.entropy, -(exact.exp() * exact).sum(-1)), 4e-6) << vocab;
+      EXPECT_LT(largest_error(ours.target_logits - ours.logsumexp, logprob), 4e-6) << vocab;
+      EXPECT_LT(largest_error(ours.entropy, -(exact.exp() * exact).sum(-1)), 4e-6) << vocab;
       EXPECT_TRUE(at::equal(row_logsumexp(logits, 1 / temperature), ours.logsumexp));
       EXPECT_TRUE(at::equal(row_entropy(logits, 1 / temperature), ours.entropy));
     }
@@ -81,10 +77,10 @@ TEST_P(VocabAtEveryLevel, BackwardEqualsAutogradOfLogSoftmax) {
     const VocabStatistics statistics = vocab_statistics(logits, 1 / temperature, targets, true);
     at::Tensor ours = logits.clone();
     logits_backward_(ours, 1 / temperature, targets, statistics.logsumexp, grad);
-    EXPECT_LT(largest_gap(ours, exact_plain), 3e-6);
+    EXPECT_LT(largest_error(ours, exact_plain), 3e-6);
     ours = logits.clone();
     logits_backward_(ours, 1 / temperature, targets, statistics.logsumexp, grad, statistics.entropy, entropy_grad);
-    EXPECT_LT(largest_gap(ours, exact), 5e-6);
+    EXPECT_LT(largest_error(ours, exact), 5e-6);
   }
 }
 
@@ -113,7 +109,7 @@ TEST(VocabKernels, BlocksOfTheVocabularyGiveTheGradientOfTheWhole) {
     for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{{0, 37}, {37, 64}, {64, 100}}) {
       at::Tensor block = logits.slice(1, begin, end).contiguous().to(dtype);
       logits_backward_(block, 0.9, targets - begin, whole.logsumexp, grad, whole.entropy, grad);
-      EXPECT_LT(largest_gap(block, expected.slice(1, begin, end)), 1e-6);
+      EXPECT_LT(largest_error(block, expected.slice(1, begin, end)), 1e-6);
     }
 }
 
@@ -132,7 +128,7 @@ TEST(VocabKernels, MaskedLogitsHaveNoProbabilityAndHarmNothing) {
   EXPECT_NEAR(statistics.entropy[0].item<float>(), std::log(2.0), 1e-6);
   logits_backward_(logits, 1.0, at::zeros({1}, at::kLong), statistics.logsumexp, at::ones({1}), statistics.entropy,
                    at::ones({1}));
-  EXPECT_LT(largest_gap(logits[0], at::tensor({0.5f, 0.0f, -0.5f, 0.0f})), 1e-6);
+  EXPECT_LT(largest_error(logits[0], at::tensor({0.5f, 0.0f, -0.5f, 0.0f})), 1e-6);
 }
 
 TEST(VocabKernels, NotFiniteLogitsShowInTheSums) {
@@ -168,13 +164,13 @@ TEST(VocabKernels, DoublesTakeThePlainPath) {
   const VocabStatistics wide = vocab_statistics(logits, 0.5, targets, true);
   const VocabStatistics ours = vocab_statistics(logits.to(at::kFloat), 0.5, targets, true);
   EXPECT_EQ(wide.logsumexp.scalar_type(), at::kDouble);
-  EXPECT_LT(largest_gap(wide.logsumexp, ours.logsumexp), 1e-6);
-  EXPECT_LT(largest_gap(wide.entropy, ours.entropy), 1e-6);
+  EXPECT_LT(largest_error(wide.logsumexp, ours.logsumexp), 1e-6);
+  EXPECT_LT(largest_error(wide.entropy, ours.entropy), 1e-6);
   at::Tensor wide_grad = logits.clone(), grad = logits.to(at::kFloat);
   logits_backward_(wide_grad, 0.5, targets, wide.logsumexp, at::ones({4}, at::kDouble), wide.entropy,
                    at::ones({4}, at::kDouble));
   logits_backward_(grad, 0.5, targets, ours.logsumexp, at::ones({4}), ours.entropy, at::ones({4}));
-  EXPECT_LT(largest_gap(wide_grad, grad), 1e-6);
+  EXPECT_LT(largest_error(wide_grad, grad), 1e-6);
 }
 
 TEST(TokenFilter, TopKKeepsTheKLargestAndTiesWithTheLast) {
