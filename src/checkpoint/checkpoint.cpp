@@ -16,15 +16,6 @@
 namespace temper {
 namespace {
 
-std::vector<int64_t> find_steps(FileSystem& files, const std::string& directory) {  // newest first
-  std::vector<int64_t> steps;
-  for (const std::string& name : list_folder(files, directory))
-    if (const int64_t step = parse_step_name(name); step >= 0 && is_folder(directory + "/" + name))
-      steps.push_back(step);
-  std::sort(steps.rbegin(), steps.rend());
-  return steps;
-}
-
 // LATEST only helps people and scripts; readers look at the folders. So its failure is worth a warning, not the save.
 void write_latest(FileSystem& files, const std::string& directory, int64_t step) {
   const std::string path = directory + "/LATEST";

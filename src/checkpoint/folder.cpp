@@ -156,4 +156,13 @@ std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& 
   return problems;
 }
 
+std::vector<int64_t> find_steps(FileSystem& files, const std::string& directory) {
+  std::vector<int64_t> steps;
+  for (const std::string& name : list_folder(files, directory))
+    if (const int64_t step = parse_step_name(name); step >= 0 && is_folder(directory + "/" + name))
+      steps.push_back(step);
+  std::sort(steps.rbegin(), steps.rend());
+  return steps;
+}
+
 }  // namespace temper

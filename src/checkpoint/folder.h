@@ -49,4 +49,7 @@ FolderPart open_folder_part(FileSystem& files, const std::string& path);
 std::vector<Damage> read_checkpoint_files(FileSystem& files, const std::string& path, const Manifest& manifest,
                                           ReadPlan plan, ReadScope scope, ReadMode mode, bool from_disk = false);
 
+// The steps of the checkpoint folders in a directory, newest first; good or not is not looked at.
+std::vector<int64_t> find_steps(FileSystem& files, const std::string& directory);
+
 }  // namespace temper

@@ -39,14 +39,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::vector<int64_t> steps_below(FileSystem& files, const std::string& directory) {
-  std::vector<int64_t> steps;
-  for (const std::string& name : list_folder(files, directory))
-    if (const int64_t step = parse_step_name(name); step >= 0 && is_folder(directory + "/" + name))
-      steps.push_back(step);
-  return steps;
-}
-
 }  // namespace
 
 TierReader::TierReader(FileSystem& files, std::vector<TierFolder> tiers, std::string scratch, const NodeLayout* nodes,
@@ -59,7 +51,7 @@ std::string TierReader::find_own() {
   for (size_t tier = 0; tier < tiers_.size(); ++tier) {
     std::vector<int64_t> steps;
     try {
-      steps = steps_below(files_, tiers_[tier].directory);
+      steps = find_steps(files_, tiers_[tier].directory);
     } catch (const IoError& error) {
       list_failure_ = error.what();
       log_warning("No checkpoint is looked for in the {} tier: {}", tiers_[tier].name, error.what());

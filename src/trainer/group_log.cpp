@@ -9,6 +9,7 @@
 #include <map>
 #include <utility>
 
+#include "checkpoint/file_system.h"
 #include "comm/rollout_messages.h"
 #include "comm/wire_format.h"
 #include "core/error.h"
@@ -110,11 +111,6 @@ LoggedGroup read_group_body(std::string_view body) {
   return group;
 }
 
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
-}
-
 std::string trim_path(const std::string& log) { return log + ".trim"; }
 
 bool newer_than(const LoggedGroup& group, PolicyVersion version) {
@@ -214,11 +210,11 @@ int64_t GroupLog::flush() {
 void GroupLog::sync_if_due(int64_t now_ms) {
   if (!dirty_ || now_ms - last_sync_ms_ < sync_every_ms_) return;
   if (syncing_.valid() && syncing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return;
-  syncing_ =
-      std::async(std::launch::async, [file = file_, folder = std::exchange(renamed_, false) ? folder_of(path_) : ""] {
-        ::fdatasync(*file);
-        if (!folder.empty()) ::fsync(*open_shared(folder, O_RDONLY | O_DIRECTORY));
-      });
+  syncing_ = std::async(std::launch::async,
+                        [file = file_, folder = std::exchange(renamed_, false) ? parent_folder(path_) : ""] {
+                          ::fdatasync(*file);
+                          if (!folder.empty()) ::fsync(*open_shared(folder, O_RDONLY | O_DIRECTORY));
+                        });
   last_sync_ms_ = now_ms;
   dirty_ = false;
 }

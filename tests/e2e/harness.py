@@ -169,6 +169,18 @@ def without_times(records):
     return [{key: value for key, value in record.items() if not key.startswith(volatile)} for record in records]
 
 
+def without_hub(records):
+    """without_times() and without what only a run with rollout workers has."""
+    only = ("async/", "training/groups_dropped_stale")
+    return [{key: value for key, value in record.items() if not key.startswith(only)} for record in without_times(records)]
+
+
+def serials(run):
+    """Of the prompts that were trained on, in the order of completions.jsonl; their run logs all completions."""
+    lines = (pathlib.Path(run) / "completions.jsonl").read_text().split("\n")  # splitlines() cuts in texts too
+    return [json.loads(line)["serial"] for line in lines if line]
+
+
 def tensors(path):
     """{name: bytes} of a safetensors file."""
     data = pathlib.Path(path).read_bytes()

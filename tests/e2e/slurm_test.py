@@ -148,8 +148,7 @@ class Slurm(harness.Case):
         self.assertEqual((status["status"]["starts"], status["status"]["ranks"]), (3, 3))
         steps = [record["step"] for record in harness.metrics(self.folder / "runs" / "job") if record["stage"] == "grpo" and "loss" in record]
         self.assertEqual(steps, list(range(1, 151)))
-        lines = (self.folder / "runs" / "job" / "completions.jsonl").read_text().split("\n")
-        serials = [json.loads(line)["serial"] for line in lines if line]
+        serials = harness.serials(self.folder / "runs" / "job")
         self.assertEqual((len(serials), len(set(serials))), (8 * 150, 8 * 150))  # each prompt once
 
     def test_a_pipeline_of_jobs_hands_the_model_on(self):

@@ -98,10 +98,6 @@ def releases(run, faults):
     return times
 
 
-def consumed(run):
-    return [json.loads(line)["serial"] for line in lines_of(run / "completions.jsonl")]
-
-
 def curve(run):
     return [record["reward"] for record in harness.metrics(run)[1:] if "reward" in record]
 
@@ -140,7 +136,7 @@ def check(staleness, arguments, folder):
     steps = len(records)
     assert [record["step"] for record in records] == list(range(1, steps + 1)), "a step is missing"
     assert max(record["training/groups_failed"] for record in records) == 0, "a prompt failed"
-    serials = consumed(run)
+    serials = harness.serials(run)
     assert len(serials) == len(set(serials)) == 8 * steps, "a prompt was trained on twice, or not at all"
     assert set(range(8 * (steps - staleness - 2))) <= set(serials), "a prompt was lost"
     still = f"undisturbed_{staleness}"
@@ -148,10 +144,7 @@ def check(staleness, arguments, folder):
     means, error = compare(curve(run), curve(folder / still))
     same = None
     if staleness == 0:
-        alone = [{key: value for key, value in record.items() if not key.startswith(("async/", "training/groups_dropped_stale"))}
-                 for record in harness.without_times(harness.metrics(folder / still))]
-        mine = [{key: value for key, value in record.items() if not key.startswith(("async/", "training/groups_dropped_stale"))}
-                for record in harness.without_times(harness.metrics(run))]
+        alone, mine = (harness.without_hub(harness.metrics(each)) for each in (folder / still, run))
         same = alone[1:steps] == mine[1:steps]  # the last step of a run that ends is followed by an evaluation
         assert same, "metrics differ from the undisturbed run's"
     else:

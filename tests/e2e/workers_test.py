@@ -1,6 +1,5 @@
 """Rollout workers as processes of their own: the one-process run's results, faults of every kind, other workers refused."""
 import json
-import pathlib
 import random
 import signal
 import subprocess
@@ -37,13 +36,8 @@ tensorboard = false
 completions = 1000
 """
 
-VOLATILE = ("async/", "training/groups_dropped_stale")
-
-
 def results(run):
-    """metrics.jsonl without clocks and without what only the hub has."""
-    return [{key: value for key, value in record.items() if not key.startswith(VOLATILE)}
-            for record in harness.without_times(harness.metrics(run))]
+    return harness.without_hub(harness.metrics(run))
 
 
 class Workers(harness.Case):
@@ -59,11 +53,6 @@ class Workers(harness.Case):
     def steps(self, name="workers"):
         path = self.run_path(name) / "metrics.jsonl"
         return len(path.read_text().splitlines()) - 1 if path.exists() else -1
-
-    def consumed(self, name):
-        """Serials of the prompts that were trained on, step by step."""
-        lines = (self.run_path(name) / "completions.jsonl").read_text().split("\n")  # splitlines() cuts in texts too
-        return [json.loads(line)["serial"] for line in lines if line]
 
     def log_of(self, worker, name="workers"):
         return (self.run_path(name) / "logs" / f"worker_{worker}.log").read_text()
@@ -129,7 +118,7 @@ class Workers(harness.Case):
             self.assertIn("training/groups_dropped_stale", record)
             self.assertIn("timing_s/wait_for_groups", record)
         # Every step had its groups, and no prompt came twice.
-        serials = self.consumed("workers")
+        serials = harness.serials(self.run_path("workers"))
         self.assertEqual(len(serials), 4 * steps)
         self.assertEqual(len(set(serials)), len(serials))
 
@@ -158,7 +147,7 @@ class Workers(harness.Case):
                 self.assertEqual(max(record["training/groups_failed"] for record in records), 0)
                 if policy == "wait":
                     self.assertEqual(sum(record["training/groups_dropped_stale"] for record in records), 0)
-                serials = self.consumed(policy)
+                serials = harness.serials(self.run_path(policy))
                 self.assertEqual(len(serials), 4 * steps)
                 self.assertEqual(len(set(serials)), len(serials))
                 # Nothing is lost: all but what the last steps left under way is trained on.
@@ -181,7 +170,7 @@ class Workers(harness.Case):
         self.assertEqual(process.returncode, 75, err)
         self.assertIn("resumed at step", err)
         harness.temper("run", "config.toml", "--run.name=workers", *ahead, cwd=self.folder, check=0)
-        serials = self.consumed("workers")
+        serials = harness.serials(self.run_path("workers"))
         self.assertEqual(sorted(serials), sorted(set(serials)))
         self.assertEqual(len(serials), 4 * steps)
         # Nothing is lost: all but what the last steps left under way is trained on.
