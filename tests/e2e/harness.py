@@ -131,10 +131,15 @@ def works_in(entry, folder):
     return place == inside or place.startswith(inside + "/")
 
 
+def working_in(folder):
+    """The processes that have their working directory in the folder or below."""
+    return [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and works_in(entry, folder)]
+
+
 def end_all_in(folder):
     """Kills whatever works in this folder or below, and what that starts meanwhile: ranks and workers outlive a launcher that was killed for a moment."""
     def none_left():
-        left = [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and works_in(entry, folder)]
+        left = working_in(folder)
         for pid in left:
             send(pid, signal.SIGKILL)
         return not left

@@ -22,6 +22,11 @@ if [ -e wait_for_signal ]; then
 fi
 code=$(head -1 codes); sed -i 1d codes
 [ -e last_words ] && cat last_words >&2
+if [ -e linger ]; then
+  printf 'half a' >&2
+  for _ in $(seq 600); do [ ! -e linger ] || sleep 0.1; done
+  echo ' line' >&2
+fi
 exit "$code"
 """
 
@@ -119,8 +124,21 @@ class Sbatch(harness.Case):
         self.config("srun: error: n2: task 1: Exited with exit code 2\n", "last_words")
         self.assertEqual(self.run_job(codes=(2,))[0], 2)
         self.assertEqual(self.calls("scancel"), [])  # the others had half a minute, and took less
-        working = [entry for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit() and harness.works_in(entry, self.folder)]
-        self.assertEqual(working, [], "what would kill a later step of the same number")
+        harness.wait_until(lambda: not harness.working_in(self.folder), "the end of all that the job started: it could kill a later step of the same number",
+                           seconds=15)
+
+    def test_a_rank_that_ended_gives_the_others_time_to_end(self):
+        self.config("srun: error: n2: task 1: Exited with exit code 4\n", "last_words")
+        (self.folder / "linger").touch()
+        start = time.monotonic()
+        process = self.start(codes=(4,), TEMPER_MAX_RESTARTS="0", TEMPER_KILL_WAIT="3")
+        harness.wait_until(lambda: self.calls("scancel"), "scancel")
+        self.assertGreaterEqual(time.monotonic() - start, 2)  # it counts in whole seconds
+        (self.folder / "linger").unlink()
+        out, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 4, out)
+        self.assertEqual(self.calls("scancel"), ["scancel --signal=KILL 7.4"])
+        self.assertIn("half a line\n", out)
 
     def test_a_job_that_lost_a_node_requeues_itself(self):
         self.config("n2\n", "lost_nodes")
