@@ -25,6 +25,7 @@ namespace {
 
 struct Load {
   int64_t num_workers = 1000;
+  int32_t num_leases = 4;
   int num_completions = 8;
   int64_t num_tokens = 128;
   double pause_s = 0;
@@ -96,7 +97,7 @@ void run_workers(const Load& load, const Pipe& from_hub, const Pipe& to_hub) {
   if (load.pinned) pin(/*to_first_core=*/false);
   std::vector<SimulatedWorkerOptions> options(static_cast<size_t>(load.num_workers));
   for (size_t i = 0; i < options.size(); ++i) {
-    options[i] = {.worker = {.name = format("w{}", i), .max_leases = 1, .seed = i},
+    options[i] = {.worker = {.name = format("w{}", i), .max_leases = load.num_leases, .seed = i},
                   .hub = {hub.begin(), hub.end()},
                   .keys = keys,
                   .channel = {},
@@ -122,7 +123,7 @@ struct Trainer {
   std::unordered_set<int64_t> outstanding = {};
 
   void run(double seconds) {
-    const int64_t ahead = 4 * std::max<int64_t>(1000, load.num_workers), take = 1000;
+    const int64_t ahead = std::max<int64_t>(4000, 4 * load.num_leases * load.num_workers), take = 1000;
     const Stopwatch watch;
     while (watch.seconds() < seconds) {
       std::vector<Prompt> prompts;
@@ -169,10 +170,11 @@ int64_t wait_for_workers(HubService& hub, int64_t wanted) {
 
 int run_bench_hub(int argc, char** argv) {
   CommandLine line("bench hub", "Measures a hub with simulated workers over loopback sockets.", "[--workers N]");
-  line.add_option("workers", "N", "simulated workers, each with one lease at a time", "1000");
+  line.add_option("workers", "N", "simulated workers", "1000");
+  line.add_option("leases", "L", "of each worker at once; 4: as many groups of 8 as a worker of 32 sequences has", "4");
   line.add_option("num-generations", "G", "completions a group", "8");
   line.add_option("tokens", "T", "of each completion", "128");
-  line.add_option("pause-ms", "MS", "between a lease and its group; 0: as fast as the hub takes them", "0");
+  line.add_option("pause-ms", "MS", "between a lease and its group, on average; 0: as fast as the hub takes them", "0");
   line.add_option("seconds", "S", "of measuring", "10");
   line.add_option("groups-per-step", "N", "groups between two versions, of which all workers are told", "10000");
   line.add_option("temperature", "T", "of sampling: at 1 each token has one log-probability, else two", "1");
@@ -180,6 +182,7 @@ int run_bench_hub(int argc, char** argv) {
   line.add_flag("pin", "hub and trainer on core 0 alone, the workers on the others");
   if (!line.parse(argc, argv)) return 0;
   const Load load{.num_workers = line.integer("workers", 1, 16'000),
+                  .num_leases = static_cast<int32_t>(line.integer("leases", 1, 1024)),
                   .num_completions = static_cast<int>(line.integer("num-generations", 1, 1024)),
                   .num_tokens = line.integer("tokens", 1, 1 << 20),
                   .pause_s = line.number("pause-ms") / 1000,

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "core/hash.h"
+#include "core/interrupt.h"
 #include "core/log.h"
 
 namespace temper {
@@ -119,7 +120,7 @@ HubRollouts::HubRollouts(Options options, TrainerModel& policy, const TrainCount
     write_hub_file(hub_file_, std::move(file));
     log_info("hub at {}, epoch {}: rollout workers find it by {}", service_->address(), epoch_, hub_file_);
   }
-  source_ = std::make_unique<HubSource>(service_.get(), ranks, std::move(options.check));
+  source_ = std::make_unique<HubSource>(service_.get(), ranks, std::move(options.check), stop_requested);
   const FeedOptions feed{.groups_per_step = stage.train.num_prompts_per_step,
                          .max_staleness = stage.async.max_staleness,
                          .num_completions = static_cast<int>(stage.rollout.num_generations),

@@ -35,25 +35,6 @@ std::string read_name(WireReader& reader) {
   return name;
 }
 
-std::vector<Completion> read_checked_completions(WireReader& reader) {
-  std::vector<Completion> completions = read_completions(reader);
-  for (const Completion& completion : completions) {
-    const size_t size = completion.token_ids.size();
-    if (completion.logprobs.size() != size || completion.behavior_logprobs.size() != size ||
-        completion.policy_versions.size() != size || completion.mask.size() != size)
-      throw FormatError("a completion of {} tokens comes with {}, {}, {} and {} numbers for them.", size,
-                        completion.logprobs.size(), completion.behavior_logprobs.size(),
-                        completion.policy_versions.size(), completion.mask.size());
-    const auto is_finite = [](float value) { return std::isfinite(value); };
-    if (!std::all_of(completion.logprobs.begin(), completion.logprobs.end(), is_finite) ||
-        !std::all_of(completion.behavior_logprobs.begin(), completion.behavior_logprobs.end(), is_finite))
-      throw FormatError("a completion of {} tokens comes with a log-probability that is not finite.", size);
-    for (const uint8_t mask : completion.mask)
-      if (mask > 1) throw FormatError("a completion's mask has the value {}.", int{mask});
-  }
-  return completions;
-}
-
 void write_texts(const std::vector<std::string>& texts, WireWriter& writer) {
   writer.number(static_cast<int64_t>(texts.size()));
   for (const std::string& text : texts) writer.text(text);
@@ -103,7 +84,7 @@ struct BodyWriter {
   void operator()(const GroupResult& result) {
     writer.number(result.lease);
     writer.number(result.serial);
-    write_completions(result.completions, writer);
+    result.completions.write(writer);
   }
   void operator()(const HandBack& back) {
     writer.number(back.lease);
@@ -153,12 +134,12 @@ void read_body(WireReader& reader, Heartbeat& heartbeat) {
 void read_body(WireReader& reader, GroupResult& result) {
   result.lease = reader.number<int64_t>();
   result.serial = reader.number<int64_t>();
-  result.completions = read_checked_completions(reader);
+  result.completions = PackedCompletions::read(reader);
 }
 
 void read_body(WireReader& reader, HandBack& back) {
   back.lease = reader.number<int64_t>();
-  back.completions = read_checked_completions(reader);
+  back.completions = PackedCompletions::read(reader).unpack();
 }
 
 void read_body(WireReader& reader, Welcome& welcome) {
@@ -183,7 +164,7 @@ void read_body(WireReader& reader, Lease& lease) {
   if (lease.num_completions < 1) throw FormatError("a lease asks for {} completions.", lease.num_completions);
   lease.sampling = read_sampling(reader);
   lease.prompt = read_prompt(reader);
-  lease.partials = read_checked_completions(reader);
+  lease.partials = PackedCompletions::read(reader).unpack();
 }
 
 void read_body(WireReader& reader, CancelLease& cancel) { cancel.lease = reader.number<int64_t>(); }

@@ -14,6 +14,7 @@
 #include <variant>
 #include <vector>
 
+#include "comm/packed_completions.h"
 #include "core/rollout_types.h"
 
 namespace temper {
@@ -42,7 +43,7 @@ struct Heartbeat {
 struct GroupResult {
   int64_t lease = 0;
   int64_t serial = 0;  // of the lease's prompt
-  std::vector<Completion> completions = {};
+  PackedCompletions completions = {};
 };
 
 // A lease given back unfinished, with what was drawn so far: another worker goes on from there.
@@ -124,11 +125,7 @@ RolloutMessage decode_rollout_message(std::string_view bytes);
 // A frame's payload: one message or several, one after another. FormatError where any is none.
 std::vector<RolloutMessage> decode_rollout_messages(std::string_view bytes);
 
-// The oldest and newest version that drew a token; nothing where there is no token.
-struct VersionSpan {
-  PolicyVersion oldest = 0;
-  PolicyVersion newest = 0;
-};
+// Nothing where there is no token.
 std::optional<VersionSpan> version_span(const std::vector<Completion>& completions);
 
 }  // namespace temper

@@ -8,8 +8,7 @@
 namespace temper {
 namespace {
 
-constexpr size_t kTextBytes = sizeof(int64_t);           // of an empty text or array
-constexpr size_t kCompletionBytes = 7 * kTextBytes + 3;  // of an empty completion
+constexpr size_t kTextBytes = sizeof(int64_t);  // of an empty text or array
 
 }  // namespace
 
@@ -39,8 +38,6 @@ Prompt read_prompt(WireReader& reader) {
   }
   return prompt;
 }
-
-namespace {
 
 void write_completion(const Completion& completion, WireWriter& writer) {
   const std::vector<float>&logprobs = completion.logprobs, &behavior = completion.behavior_logprobs;
@@ -73,15 +70,13 @@ Completion read_completion(WireReader& reader) {
   return completion;
 }
 
-}  // namespace
-
 void write_completions(const std::vector<Completion>& completions, WireWriter& writer) {
   writer.number(static_cast<int64_t>(completions.size()));
   for (const Completion& completion : completions) write_completion(completion, writer);
 }
 
 std::vector<Completion> read_completions(WireReader& reader) {
-  std::vector<Completion> completions(static_cast<size_t>(reader.length(kCompletionBytes)));
+  std::vector<Completion> completions(static_cast<size_t>(reader.length(kEmptyCompletionBytes)));
   for (Completion& completion : completions) completion = read_completion(reader);
   return completions;
 }
@@ -92,6 +87,12 @@ int64_t WireReader::length(size_t element_bytes) {
     throw FormatError("a message is cut short: {} elements of {} bytes, {} bytes are left.", count, element_bytes,
                       bytes_.size());
   return count;
+}
+
+std::string_view WireReader::array_bytes(size_t element_bytes) {
+  const std::string_view found = bytes_.substr(0, static_cast<size_t>(length(element_bytes)) * element_bytes);
+  bytes_.remove_prefix(found.size());
+  return found;
 }
 
 size_t WireReader::run_length(size_t most) {

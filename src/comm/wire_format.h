@@ -43,6 +43,7 @@ class WireWriter {
     }
     std::memcpy(bytes_.data() + count_at, &count, sizeof count);
   }
+  void bytes(std::string_view value) { bytes_.append(value); }  // as they are
   void ids(const std::vector<int32_t>& values);  // of 2 bytes each where all fit, else of 4; before them which
   std::string take() { return std::move(bytes_); }
 
@@ -89,12 +90,15 @@ class WireReader {
   }
   // A count of things that take at least element_bytes each: FormatError where so many cannot be left.
   int64_t length(size_t element_bytes);
+  // Of an array or text (of 1) where it lies.
+  std::string_view array_bytes(size_t element_bytes);
+  size_t run_length(size_t most);
   bool flag() { return choice_up_to(1) == 1; }
+  std::string_view left() const { return bytes_; }
   bool at_end() const { return bytes_.empty(); }
 
  private:
   void copy(void* to, size_t count);
-  size_t run_length(size_t most);
   uint8_t choice_up_to(uint8_t last);
 
   std::string_view bytes_;  // what is left
@@ -103,6 +107,9 @@ class WireReader {
 void write_prompt(const Prompt& prompt, WireWriter& writer);
 Prompt read_prompt(WireReader& reader);
 void write_completions(const std::vector<Completion>& completions, WireWriter& writer);
+inline constexpr size_t kEmptyCompletionBytes = 7 * sizeof(int64_t) + 3;
+void write_completion(const Completion& completion, WireWriter& writer);
+Completion read_completion(WireReader& reader);
 std::vector<Completion> read_completions(WireReader& reader);
 void write_group(const RolloutGroup& group, WireWriter& writer);
 RolloutGroup read_group(WireReader& reader);

@@ -227,7 +227,7 @@ void RolloutLoop::serve_wire() {
         const std::lock_guard lock(mutex_);
         if (message) hear(*message, now_ms());
         if (channel_.is_open()) machine_.tick(now_ms());
-        for (const RolloutMessage& said : machine_.take_outbox()) unsent_.push_back(encode(said));
+        for (const RolloutMessage& said : machine_.take_outbox()) unsent_.add(encode(said));
         out_of_reach_ = channel_.refusal();
       }
       changed_.notify_all();
@@ -251,10 +251,7 @@ void RolloutLoop::hear(const ChannelMessage& message, int64_t now) {
 }
 
 void RolloutLoop::speak() {
-  for (SendResult sent = SendResult::kSent; !unsent_.empty() && sent != SendResult::kNoCredit;) {
-    sent = channel_.send(kFirstApplicationType, unsent_.front());
-    if (sent != SendResult::kNoCredit) unsent_.pop_front();
-  }
+  unsent_.send_all([this](const std::string& frame) { return channel_.send(kFirstApplicationType, frame); });
 }
 
 }  // namespace temper

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "comm/channel.h"
+#include "comm/frame_queue.h"
 #include "rollout/engine.h"
 #include "rollout/environment.h"
 #include "rollout/reward_pool.h"
@@ -89,8 +90,8 @@ class RolloutLoop {
   std::string out_of_reach_;         // guarded by mutex_; why, empty: the wire is open
   std::exception_ptr failure_;       // guarded by mutex_; of the wire's thread
 
-  ChannelClient channel_;           // of the wire's thread
-  std::deque<std::string> unsent_;  // of the wire's thread
+  ChannelClient channel_;  // of the wire's thread
+  FrameQueue unsent_;      // of the wire's thread
   std::atomic<bool> closing_ = false;
   WeightFetcher fetcher_;
   std::thread wire_;

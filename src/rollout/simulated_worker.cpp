@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <array>
 
+#include "comm/frame_queue.h"
 #include "core/error.h"
+#include "core/rng.h"
 
 namespace temper {
 namespace {
@@ -27,7 +29,8 @@ class SimulatedWorkers::Worker {
   Worker(SimulatedWorkerOptions options, const ZmqContext& context)
       : options_(std::move(options)),
         machine_(options_.worker),
-        channel_(options_.hub, options_.keys, options_.channel, &context) {}
+        channel_(options_.hub, options_.keys, options_.channel, &context),
+        rng_(options_.worker.seed) {}
 
   int file() const { return channel_.file(); }
   bool expect(Clock::time_point due) { return std::exchange(expected_, due) != due; }  // false: it is already
@@ -44,7 +47,8 @@ class SimulatedWorkers::Worker {
       act(lease_ms);
       for (; !answers_.empty() && Clock::now() >= answers_.front().at; answers_.pop_front()) {
         sent_.push_back(Clock::now());
-        machine_.finished(answers_.front().id, {}, to_ms(Clock::now()));  // speak() makes the completions
+        fill(answers_.front().serial);
+        machine_.finished(answers_.front().id, completions_, to_ms(Clock::now()));
       }
     } while (speak());  // sending may have taken note of what came, so that the file is not readable
     return answers_.empty() ? std::nullopt : std::optional(answers_.front().at);
@@ -53,6 +57,7 @@ class SimulatedWorkers::Worker {
  private:
   struct Answer {
     int64_t id;  // of the lease
+    int64_t serial;
     Clock::time_point at;
   };
 
@@ -76,10 +81,14 @@ class SimulatedWorkers::Worker {
 
   void start(const Lease& lease, std::vector<float>& lease_ms) {
     const auto now = Clock::now();
-    const std::chrono::duration<double> pause(options_.pause_s);
+    // Between half and one and a half of it: workers that were let in together do not stay so.
+    const std::chrono::duration<double> pause(options_.pause_s * static_cast<double>(rng_.in_range(500, 1500)) / 1000);
     completions_.resize(static_cast<size_t>(lease.num_completions));
     temperature_ = lease.sampling.temperature;
-    answers_.push_back({lease.id, now + std::chrono::duration_cast<Clock::duration>(pause)});
+    const Answer answer{lease.id, lease.prompt.serial, now + std::chrono::duration_cast<Clock::duration>(pause)};
+    answers_.insert(std::upper_bound(answers_.begin(), answers_.end(), answer,
+                                     [](const Answer& a, const Answer& b) { return a.at < b.at; }),
+                    answer);
     if (sent_.empty()) return;
     lease_ms.push_back(std::chrono::duration<float, std::milli>(now - sent_.front()).count());
     sent_.pop_front();
@@ -99,22 +108,17 @@ class SimulatedWorkers::Worker {
   }
 
   bool speak() {
-    std::vector<RolloutMessage> outbox = machine_.take_outbox();
-    for (RolloutMessage& said : outbox) {
-      auto* result = std::get_if<GroupResult>(&said.body);
-      if (result != nullptr) {
-        fill(result->serial);
-        result->completions.swap(completions_);
-      }
-      channel_.send(kFirstApplicationType, encode(said));
-      if (result != nullptr) result->completions.swap(completions_);
-    }
+    const std::vector<RolloutMessage> outbox = machine_.take_outbox();
+    FrameQueue frames;
+    for (const RolloutMessage& said : outbox) frames.add(encode(said));
+    frames.send_all([this](const std::string& frame) { return channel_.send(kFirstApplicationType, frame); });
     return !outbox.empty();
   }
 
   SimulatedWorkerOptions options_;
   RolloutWorker machine_;
   ChannelClient channel_;
+  SplitMix64 rng_;
   Clock::time_point expected_;
   std::vector<Completion> completions_;
   double temperature_ = 1;

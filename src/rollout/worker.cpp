@@ -107,7 +107,7 @@ void RolloutWorker::on(const Lease& lease, int64_t now_ms) {
   actions_.push_back(StartLease{lease});
 }
 
-void RolloutWorker::finished(int64_t lease, std::vector<Completion> completions, int64_t now_ms) {
+void RolloutWorker::finished(int64_t lease, PackedCompletions completions, int64_t now_ms) {
   const auto found = held_.find(lease);
   if (found == held_.end()) return;
   found->second.phase = Phase::kSent;

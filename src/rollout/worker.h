@@ -56,7 +56,7 @@ class RolloutWorker {
 
   void tick(int64_t now_ms);
   void receive(const RolloutMessage& message, int64_t now_ms);
-  void finished(int64_t lease, std::vector<Completion> completions, int64_t now_ms);
+  void finished(int64_t lease, PackedCompletions completions, int64_t now_ms);
   void handed_back(int64_t lease, std::vector<Completion> completions, int64_t now_ms);
   // Weights of an epoch that is over are not used.
   void fetched(int64_t epoch, PolicyVersion version, int64_t now_ms);
@@ -81,7 +81,7 @@ class RolloutWorker {
     bool exact = false;
     PolicyVersion oldest_version = 0;
     int64_t serial = 0;
-    std::vector<Completion> completions;  // kSent: until they are acknowledged
+    PackedCompletions completions;  // kSent: until they are acknowledged
     int64_t sent_ms = 0;
   };
 

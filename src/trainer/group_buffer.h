@@ -20,6 +20,7 @@
 #include <optional>
 #include <vector>
 
+#include "comm/packed_completions.h"
 #include "comm/rollout_rules.h"
 #include "config/choices.h"
 #include "core/rollout_types.h"
@@ -38,7 +39,7 @@ class GroupBuffer {
   struct Finished {
     int64_t ticket = 0;  // the hub's name of it
     PolicyVersion oldest = 0;
-    RolloutGroup group;
+    PackedCompletions completions = {};
   };
 
   // version: of the weights at the (resumed) start, from which steps and groups are counted.

@@ -47,7 +47,7 @@ void append_group(std::string& to, const LoggedGroup& group) {
     writer.number(group.epoch);
     writer.number(group.serial);
     writer.number(group.prompt_hash);
-    write_completions(group.completions, writer);
+    group.completions.write(writer);
   });
 }
 
@@ -107,14 +107,14 @@ LoggedGroup read_group_body(std::string_view body) {
   group.epoch = reader.number<int64_t>();
   group.serial = reader.number<int64_t>();
   group.prompt_hash = reader.number<uint64_t>();
-  group.completions = read_completions(reader);
+  group.completions = PackedCompletions::read(reader);
   return group;
 }
 
 std::string trim_path(const std::string& log) { return log + ".trim"; }
 
 bool newer_than(const LoggedGroup& group, PolicyVersion version) {
-  const auto span = version_span(group.completions);
+  const auto& span = group.completions.span();
   return span && span->newest > version;
 }
 

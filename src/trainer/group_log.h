@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/packed_completions.h"
 #include "comm/rollout_rules.h"
 #include "core/rollout_types.h"
 
@@ -29,7 +30,7 @@ struct LoggedGroup {
   int64_t epoch = 0;
   int64_t serial = 0;
   uint64_t prompt_hash = 0;  // of its token ids
-  std::vector<Completion> completions;
+  PackedCompletions completions;
 };
 
 uint64_t hash_prompt(const Prompt& prompt);

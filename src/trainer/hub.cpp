@@ -55,9 +55,14 @@ std::optional<RolloutGroup> Hub::take() {
   }
   if (!taken) return std::nullopt;
   ++counters_.num_consumed;
-  tickets_.erase(taken->group.prompt.serial);
-  entries_.erase(taken->ticket);
-  return std::move(taken->group);
+  const auto entry = entries_.find(taken->ticket);
+  RolloutGroup group;
+  group.prompt = std::move(entry->second.prompt);
+  group.purpose = entry->second.purpose;
+  group.completions = taken->completions.unpack();
+  tickets_.erase(group.prompt.serial);
+  entries_.erase(entry);
+  return group;
 }
 
 void Hub::filtered(int64_t count) {
@@ -191,8 +196,7 @@ void Hub::on(const std::string& route, Worker& worker, const Heartbeat& heartbea
 
 void Hub::on(const std::string& route, GroupResult& result) {
   std::string why;
-  const auto span = version_span(result.completions);
-  const ResultVerdict verdict = judge(result, span, why);
+  const ResultVerdict verdict = judge(result, why);
   if (verdict != ResultVerdict::kAccepted) {
     ++counters_.num_results_refused[static_cast<size_t>(verdict)];
     if (!why.empty()) lose_lease(result.lease, /*requeue=*/true, why);
@@ -201,7 +205,7 @@ void Hub::on(const std::string& route, GroupResult& result) {
   const auto found = leases_.find(result.lease);
   const ActiveLease lease = found->second;
   if (rules_.result_ends_lease) end_lease(found);
-  send(route, Ack{result.lease, accept(lease, result, span)});
+  send(route, Ack{result.lease, accept(lease, result)});
 }
 
 void Hub::on(const std::string& route, HandBack& back) {
@@ -220,7 +224,7 @@ void Hub::on(const std::string& route, HandBack& back) {
 
 // ---- results ----
 
-ResultVerdict Hub::judge(const GroupResult& result, const std::optional<VersionSpan>& span, std::string& why) const {
+ResultVerdict Hub::judge(const GroupResult& result, std::string& why) const {
   const auto found = leases_.find(result.lease);
   if (found == leases_.end()) {
     if (result.lease <= 0 || result.lease >= next_lease_) return ResultVerdict::kInvalid;  // never issued
@@ -228,27 +232,27 @@ ResultVerdict Hub::judge(const GroupResult& result, const std::optional<VersionS
     const bool waits = ticket != tickets_.end() && entries_.at(ticket->second).state != PromptState::kFinished;
     return waits ? ResultVerdict::kLate : ResultVerdict::kDuplicate;
   }
-  why = why_invalid(entries_.at(found->second.ticket), found->second, result, span);
+  why = why_invalid(entries_.at(found->second.ticket), found->second, result);
   return why.empty() ? ResultVerdict::kAccepted : ResultVerdict::kInvalid;
 }
 
-std::string Hub::why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result,
-                             const std::optional<VersionSpan>& span) const {
+std::string Hub::why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result) const {
   if (result.serial != entry.prompt.serial)
     return format("a result for prompt {} instead of {}", result.serial, entry.prompt.serial);
-  const auto count = static_cast<int64_t>(result.completions.size());
+  const int64_t count = result.completions.size();
   if (rules_.check_result_shape && count != entry.num_completions)
     return format("a result of {} completions instead of {}", count, entry.num_completions);
-  for (const Completion& completion : result.completions) {
-    if (!rules_.check_result_shape || !completion.error.empty()) continue;
-    if (completion.token_ids.empty()) return "a completion without tokens";
-    if (static_cast<int64_t>(completion.rewards.size()) != options_.num_rewards)
-      return format("{} rewards of a completion instead of {}", completion.rewards.size(), options_.num_rewards);
-    const auto [lowest, highest] = std::minmax_element(completion.token_ids.begin(), completion.token_ids.end());
-    if (*lowest < 0) return format("token id {}", *lowest);
-    if (options_.vocab_size > 0 && *highest >= options_.vocab_size) return format("token id {}", *highest);
+  for (const CompletionFacts& completion : result.completions.facts()) {
+    if (!rules_.check_result_shape || completion.failed) continue;
+    if (completion.num_tokens == 0) return "a completion without tokens";
+    if (completion.num_rewards != options_.num_rewards)
+      return format("{} rewards of a completion instead of {}", completion.num_rewards, options_.num_rewards);
+    if (completion.lowest_id < 0) return format("token id {}", completion.lowest_id);
+    if (options_.vocab_size > 0 && completion.highest_id >= options_.vocab_size)
+      return format("token id {}", completion.highest_id);
   }
   const PolicyVersion newest = is_exact(entry) ? lease.floor : buffer_.version();
+  const auto& span = result.completions.span();
   if (rules_.check_result_versions && span && (span->oldest < lease.floor || span->newest > newest))
     return format("tokens of versions {} to {}, allowed are {} to {}", span->oldest, span->newest, lease.floor, newest);
   return "";
@@ -261,24 +265,22 @@ RolloutGroup Hub::group_of(const Entry& entry) {
   return group;
 }
 
-ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result, const std::optional<VersionSpan>& span) {
+ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result) {
   const int64_t ticket = lease.ticket;
   Entry& entry = entries_.at(ticket);
-  RolloutGroup group = group_of(entry);
-  group.completions = std::move(result.completions);
   if (!is_training(entry)) {
     ++counters_.num_accepted;
+    RolloutGroup group = group_of(entry);
+    group.completions = result.completions.unpack();
     outcomes_.push_back(std::move(group));
     entries_.erase(ticket);
     return ResultVerdict::kAccepted;
   }
+  const auto& span = result.completions.span();
   const PolicyVersion oldest = span ? span->oldest : lease.floor;
-  if (rules_.log_before_ack) {
-    LoggedGroup logged{options_.epoch, entry.prompt.serial, hash_prompt(entry.prompt), std::move(group.completions)};
-    if (!append_to_log_(logged)) ++counters_.num_unlogged;
-    group.completions = std::move(logged.completions);
-  }
-  if (!buffer_.finish(lease.floor, {ticket, oldest, std::move(group)})) {
+  LoggedGroup logged{options_.epoch, entry.prompt.serial, hash_prompt(entry.prompt), std::move(result.completions)};
+  if (rules_.log_before_ack && !append_to_log_(logged)) ++counters_.num_unlogged;
+  if (!buffer_.finish(lease.floor, {ticket, oldest, std::move(logged.completions)})) {
     ++counters_.num_dropped_stale;
     if (rules_.requeue_dropped) put_back(ticket, /*failed=*/false, "");
     return ResultVerdict::kTooStale;
@@ -405,15 +407,12 @@ bool Hub::replay(int64_t ticket, Entry& entry) {
   auto logged = replay_.extract(entry.prompt.serial);
   if (logged.empty()) return false;
   LoggedGroup& found = logged.mapped();
-  const auto span = version_span(found.completions);
+  const auto span = found.completions.span();
   const bool fits = found.prompt_hash == hash_prompt(entry.prompt) &&
-                    static_cast<int64_t>(found.completions.size()) == entry.num_completions && span &&
-                    span->oldest >= floor_for(entry);
+                    found.completions.size() == entry.num_completions && span && span->oldest >= floor_for(entry);
   if (!fits) return false;
   buffer_.begin(span->oldest);
-  RolloutGroup group = group_of(entry);
-  group.completions = std::move(found.completions);
-  if (!buffer_.finish(span->oldest, {ticket, span->oldest, std::move(group)})) return false;
+  if (!buffer_.finish(span->oldest, {ticket, span->oldest, std::move(found.completions)})) return false;
   entry.state = PromptState::kFinished;
   ++counters_.num_replayed;
   return true;

@@ -172,10 +172,9 @@ class Hub {
   const std::string* find_worker(const Entry& entry, PolicyVersion floor) const;
   void issue(int64_t ticket, Entry& entry, const std::string& route, int64_t now_ms);
 
-  ResultVerdict judge(const GroupResult& result, const std::optional<VersionSpan>& span, std::string& why) const;
-  std::string why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result,
-                          const std::optional<VersionSpan>& span) const;
-  ResultVerdict accept(const ActiveLease& lease, GroupResult& result, const std::optional<VersionSpan>& span);
+  ResultVerdict judge(const GroupResult& result, std::string& why) const;
+  std::string why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result) const;
+  ResultVerdict accept(const ActiveLease& lease, GroupResult& result);
   static RolloutGroup group_of(const Entry& entry);
   void end_lease(Leases::iterator lease);
   void put_back(int64_t ticket, bool failed, const std::string& why);

@@ -11,7 +11,6 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kTickMs = 100;
 constexpr int64_t kSyncLogMs = 1000;
 constexpr size_t kMostFramesAtOnce = 256;
-constexpr size_t kFrameBytes = 64 << 10;  // messages for one worker that go together
 
 int64_t to_ms(Clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(time.time_since_epoch()).count();
@@ -185,14 +184,7 @@ void HubService::handle(std::vector<Heard> heard, int64_t now_ms) {
       log_to_file(LogLevel::kInfo, format("prompt {}: lost by worker {}, given to {} after {} ms", again.serial,
                                           again.from, again.to, again.waited_ms));
     hub_.note_unlogged(log_.flush());  // before anything is acknowledged
-    for (Hub::Outgoing& out : hub_.take_outbox()) {
-      auto& frames = unsent_[peer_of(out.route)];
-      std::string bytes = encode(out.message);
-      if (!frames.empty() && frames.back().size() + bytes.size() <= kFrameBytes)
-        frames.back() += bytes;
-      else
-        frames.push_back(std::move(bytes));
-    }
+    for (const Hub::Outgoing& out : hub_.take_outbox()) unsent_[peer_of(out.route)].add(encode(out.message));
   }
   changed_.notify_all();
 }
@@ -211,13 +203,9 @@ void HubService::tick(int64_t now_ms) {
 
 void HubService::send_all() {
   for (auto peer = unsent_.begin(); peer != unsent_.end();) {
-    auto& [id, frames] = *peer;
-    SendResult sent = SendResult::kSent;
-    while (!frames.empty() && sent == SendResult::kSent) {
-      sent = server_.send(id, kFirstApplicationType, frames.front());
-      if (sent == SendResult::kSent) frames.pop_front();
-    }
-    peer = frames.empty() || sent == SendResult::kGone ? unsent_.erase(peer) : std::next(peer);
+    const SendResult sent = peer->second.send_all(
+        [&](const std::string& frame) { return server_.send(peer->first, kFirstApplicationType, frame); });
+    peer = sent == SendResult::kNoCredit ? std::next(peer) : unsent_.erase(peer);
   }
 }
 

@@ -9,7 +9,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <functional>
 #include <map>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include "comm/channel.h"
+#include "comm/frame_queue.h"
 #include "trainer/hub.h"
 
 namespace temper {
@@ -91,7 +91,7 @@ class HubService {
   std::atomic<bool> closing_ = false;
 
   // Of the serving thread.
-  std::map<PeerId, std::deque<std::string>> unsent_;  // frames that wait for a peer's credit
+  std::map<PeerId, FrameQueue> unsent_;  // what waits for a peer's credit
   int64_t next_tick_ms_ = 0;
   int64_t last_tick_ms_ = 0;
   std::thread thread_;

@@ -26,10 +26,11 @@ void HubSource::filtered(int64_t count) {
 std::optional<RolloutGroup> HubSource::next_group(Clock::time_point deadline) {
   const Stopwatch waiting;
   double warned_s = 0;
-  for (bool late = false; groups_.empty() && !late;) {
+  for (Signs signs; groups_.empty() && !signs.late;) {
+    const bool stop = stop_requested_();  // before the wait: it is to have its whole time
     std::vector<RolloutGroup> groups = collect(deadline);
-    late = Clock::now() >= deadline;
-    share(std::move(groups), late);
+    signs = share(std::move(groups), {Clock::now() >= deadline, stop});
+    if (signs.stop && groups_.empty()) throw StoppedWaiting();
     if (service_ == nullptr || !groups_.empty()) continue;
     check_();
     if (waiting.seconds() - warned_s < kWarnAfterS) continue;
@@ -54,20 +55,25 @@ std::vector<RolloutGroup> HubSource::collect(Clock::time_point deadline) const {
 }
 
 // The first rank's groups reach all, and whether its time is up: clocks differ.
-void HubSource::share(std::vector<RolloutGroup> groups, bool& late) {
+HubSource::Signs HubSource::share(std::vector<RolloutGroup> groups, Signs own) {
   if (ranks_.size() == 1) {
     for (RolloutGroup& group : groups) groups_.push_back(std::move(group));
-    return;
+    return own;
   }
   WireWriter writer;
-  if (service_ != nullptr) {
-    writer.number(static_cast<uint8_t>(late));
-    for (const RolloutGroup& group : groups) write_group(group, writer);
+  writer.number(static_cast<uint8_t>(own.late));
+  writer.number(static_cast<uint8_t>(own.stop));
+  for (const RolloutGroup& group : groups) write_group(group, writer);  // the first rank alone has any
+  Signs all;
+  const std::vector<std::string> texts = ranks_.communicator()->gather_texts("groups of the hub", writer.take());
+  for (size_t rank = 0; rank < texts.size(); ++rank) {
+    WireReader reader(texts[rank]);
+    const bool late = reader.flag();
+    if (rank == 0) all.late = late;
+    if (reader.flag()) all.stop = true;
+    while (!reader.at_end()) groups_.push_back(read_group(reader));
   }
-  const std::string text = ranks_.communicator()->gather_texts("groups of the hub", writer.take()).front();
-  WireReader reader(text);
-  late = reader.number<uint8_t>() != 0;
-  while (!reader.at_end()) groups_.push_back(read_group(reader));
+  return all;
 }
 
 }  // namespace temper

@@ -2,6 +2,7 @@
 // every group. All ranks make the same calls in the same order, each from one thread.
 #pragma once
 #include <deque>
+#include <exception>
 #include <functional>
 
 #include "core/rollout_source.h"
@@ -10,12 +11,20 @@
 
 namespace temper {
 
+// By next_group(), on all ranks: the run is to stop, and no group comes with which to finish what is under way.
+class StoppedWaiting : public std::exception {
+ public:
+  const char* what() const noexcept override { return "stopped while waiting for groups of rollout workers"; }
+};
+
 class HubSource final : public RolloutSource {
  public:
   // service: null on all ranks but the first; outlives this. check: called now and then while nothing comes; throws
-  // where nothing can come any more.
-  HubSource(HubService* service, const Ranks& ranks, std::function<void()> check)
-      : service_(service), ranks_(ranks), check_(std::move(check)) {}
+  // where nothing can come any more. stop_requested: then five seconds without a group end the wait.
+  HubSource(
+      HubService* service, const Ranks& ranks, std::function<void()> check,
+      std::function<bool()> stop_requested = [] { return false; })
+      : service_(service), ranks_(ranks), check_(std::move(check)), stop_requested_(std::move(stop_requested)) {}
 
   void request(std::vector<Prompt> prompts, int num_completions, const SamplingParams& sampling,
                RolloutPurpose purpose) override;
@@ -27,11 +36,16 @@ class HubSource final : public RolloutSource {
 
  private:
   std::vector<RolloutGroup> collect(std::chrono::steady_clock::time_point deadline) const;
-  void share(std::vector<RolloutGroup> groups, bool& late);
+  // Of a round of waiting: the first rank's time is up; any rank is to stop.
+  struct Signs {
+    bool late = false, stop = false;
+  };
+  Signs share(std::vector<RolloutGroup> groups, Signs own);
 
   HubService* service_;
   Ranks ranks_;
   std::function<void()> check_;
+  std::function<bool()> stop_requested_;
   std::deque<RolloutGroup> groups_;  // shared, not handed out
   double wait_s_ = 0;
 };

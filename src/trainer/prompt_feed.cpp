@@ -49,20 +49,30 @@ std::vector<RolloutGroup> PromptFeed::take(int64_t count) {
   num_given_up_ = 0;
   const int64_t baselines = options_.with_baseline ? count : 0;
   for (int64_t left = count + baselines; left > 0; --left) {
-    auto group = source_.next_group(std::chrono::steady_clock::now() + std::chrono::hours(24 * 365));
-    TEMPER_CHECK(group.has_value(), "{} groups did not come", left);
-    if (group->purpose == RolloutPurpose::kTrain) {
-      const bool was_asked = asked_.erase(group->prompt.serial) == 1;
-      TEMPER_CHECK(was_asked, "prompt {} ended twice", group->prompt.serial);
-      num_given_up_ += was_given_up(*group);
+    RolloutGroup group = next_group();
+    if (group.purpose == RolloutPurpose::kTrain) {
+      taken_.push_back(group.prompt.serial);
+      const bool was_asked = asked_.erase(group.prompt.serial) == 1;
+      TEMPER_CHECK(was_asked, "prompt {} ended twice", group.prompt.serial);
+      num_given_up_ += was_given_up(group);
     }
-    groups.push_back(std::move(*group));
+    groups.push_back(std::move(group));
   }
   return groups;
 }
 
+RolloutGroup PromptFeed::next_group() try {
+  auto group = source_.next_group(std::chrono::steady_clock::now() + std::chrono::hours(24 * 365));
+  TEMPER_CHECK(group.has_value(), "no group came");
+  return std::move(*group);
+} catch (const StoppedWaiting&) {
+  asked_.insert(taken_.begin(), taken_.end());
+  throw;
+}
+
 void PromptFeed::step_done() {
   mid_step_ = false;
+  taken_.clear();
   num_given_up_ = 0;
 }
 

@@ -29,6 +29,7 @@ class PromptFeed {
 
   // The next `count` groups of training, with_baseline each prompt's baseline among them. Asked again within a step,
   // the trainer wants others in the place of those that taught nothing. REQUIRES: at most groups_per_step.
+  // StoppedWaiting: the step's prompts, those that were taken too, have not ended.
   std::vector<RolloutGroup> take(int64_t count);
   // The groups that were taken are trained on.
   void step_done();
@@ -38,14 +39,16 @@ class PromptFeed {
 
  private:
   void ask(std::vector<int64_t> serials);
+  RolloutGroup next_group();
 
   HubSource& source_;
   PromptOf prompt_of_;
   FeedOptions options_;
   int64_t cursor_;
-  std::set<int64_t> asked_;   // serials that have not ended
-  bool mid_step_ = false;     // a batch was taken and not trained on
-  int64_t num_given_up_ = 0;  // groups of the last take() that the hub gave up: they have left its count already
+  std::set<int64_t> asked_;     // serials that have not ended
+  bool mid_step_ = false;       // a batch was taken and not trained on
+  std::vector<int64_t> taken_;  // serials of the step under way
+  int64_t num_given_up_ = 0;    // groups of the last take() that the hub gave up: they have left its count already
 };
 
 }  // namespace temper

@@ -3,6 +3,7 @@
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "trainer/hub_source.h"
 #include "trainer/train_state.h"
 
 namespace temper {
@@ -23,14 +24,21 @@ Stage::Stage(StageParts parts, TrainCounters counters, bool resumed)
 
 // produces: records, completions, states to be saved; consumes: steps of the train loop;
 // waits for: the loop, and for the saver where it has not ended the save before; is unblocked by: both.
-StageOutcome Stage::run() {
+StageOutcome Stage::run() try {
   const StageConfig& config = *parts_.config;
+  const int64_t first_step = counters().step;
   if (!resumed_) {
     MetricRecord record = evaluate();
     parts_.hooks.on_record(record);
   }
   while (counters().step < config.train.max_steps) {
-    StepResult result = loop_.step();
+    std::optional<StepResult> taken = take_step();
+    if (!taken) {
+      if (counters().step > first_step) saver_.save([this] { return state_to_save(); }, counters().step, true);
+      saver_.finish_all();
+      return StageOutcome::kStopped;
+    }
+    StepResult& result = *taken;
     const bool last = counters().step == config.train.max_steps;
     const bool stop = !last && parts_.loop.ranks.any(parts_.hooks.stop_requested());
     if (last || due(config.eval.every_steps))
@@ -46,6 +54,18 @@ StageOutcome Stage::run() {
     if (stop) return StageOutcome::kStopped;
   }
   return StageOutcome::kDone;
+} catch (const StoppedWaiting&) {  // in an evaluation: the step before it is taken again, for its record
+  log_info(
+      "stopped while waiting for evaluation's groups of rollout workers: the run goes on from its newest checkpoint");
+  saver_.finish_all();
+  return StageOutcome::kStopped;
+}
+
+// Nothing where it was stopped while its groups did not come: then nothing of it was done.
+std::optional<StepResult> Stage::take_step() try { return loop_.step(); } catch (const StoppedWaiting&) {
+  log_info("stopped while waiting for groups of rollout workers: step {} is taken when the run goes on",
+           counters().step + 1);
+  return std::nullopt;
 }
 
 bool Stage::due(int64_t every_steps) const { return every_steps > 0 && counters().step % every_steps == 0; }

@@ -3,6 +3,7 @@
 // the checkpoint writer.
 #pragma once
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,7 @@ class Stage {
   const TrainCounters& counters() const { return loop_.counters(); }
 
  private:
+  std::optional<StepResult> take_step();
   MetricRecord evaluate();
   void evaluate_held_out(MetricRecord& record) const;
   CheckpointState state_to_save();

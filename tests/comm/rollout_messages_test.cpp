@@ -34,7 +34,7 @@ std::vector<RolloutMessage> one_of_each() {
   lease.partials = {example_completion(), {}};
   return {{0, Hello{"host/0", "build", "model", "config"}},
           {3, Heartbeat{6, 4, {1, 2, 3}}},
-          {3, GroupResult{12, 5, {example_completion()}}},
+          {3, GroupResult{12, 5, std::vector{example_completion()}}},
           {3, HandBack{12, {example_completion(), {}}}},
           {3, Welcome{500, 7, {"tcp://a:1", "tcp://b:2"}}},
           {3, Refusal{RefusalReason::kOtherModel, "why"}},
@@ -91,10 +91,11 @@ TEST(RolloutMessages, WhatContradictsItselfIsRefused) {
   };
   Completion uneven = example_completion();
   uneven.logprobs.pop_back();
-  refused(GroupResult{1, 1, {uneven}});
+  refused(HandBack{1, {uneven}});
+  EXPECT_THROW(PackedCompletions(std::vector{uneven}), FormatError);
   Completion infinite = example_completion();
   infinite.behavior_logprobs[1] = -std::numeric_limits<float>::infinity();
-  refused(GroupResult{1, 1, {infinite}});
+  refused(HandBack{1, {infinite}});
   Completion masked = example_completion();
   masked.mask[0] = 2;
   refused(HandBack{1, {masked}});

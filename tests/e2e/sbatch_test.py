@@ -15,7 +15,7 @@ case "$*" in
   *--mpi=list*) cat mpi_types; exit 0 ;;
   *" test "*) [ ! -e unshared ]; exit ;;
 esac
-if [ -e wait_for_signal ]; then
+if [ -e wait_for_signal ] && [[ "$*" == *--mpi=pmix* ]]; then
   trap 'echo "step: USR1" >> calls; exit 75' USR1
   touch started
   for _ in $(seq 600); do sleep 0.1; done
@@ -83,6 +83,17 @@ class Sbatch(harness.Case):
         workers = [line for line in self.calls("srun") if "--nodelist=n2" in line]
         self.assertEqual(len(workers), 1)
         self.assertIn("--no-kill --kill-on-bad-exit=0 --nodes=1 --nodelist=n2 --ntasks=3 --ntasks-per-node=3 --overcommit bash -c", workers[0])
+
+    def test_ranks_whose_workers_cannot_start_are_stopped(self):
+        (self.folder / "wait_for_signal").touch()
+        code, out = self.run_job(codes=(1,), TEMPER_WORKER_NODES="1", TEMPER_MAX_RESTARTS="0")
+        self.assertEqual(code, 4, out)
+        self.assertIn("the step of the rollout workers ended with exit 1", out)
+        self.assertIn("no rollout workers (see above): the ranks were stopped", out)
+        self.assertEqual(self.calls("step: "), ["step: USR1"])
+        code, out = self.run_job(codes=(5,), TEMPER_WORKER_NODES="1")  # which would come again
+        self.assertEqual(code, 4, out)
+        self.assertEqual(out.count("the step of the rollout workers ended"), 1)
 
     def test_what_cannot_run_is_said_before_anything_starts(self):
         self.assertIn("1 tasks on 2 nodes leave some idle: give --ntasks-per-node", self.refused(SLURM_NTASKS="1"))

@@ -207,6 +207,35 @@ class Workers(harness.Case):
         _, err = second.communicate(timeout=30)
         self.assertEqual(second.returncode, 0, err)
 
+    def test_a_run_whose_workers_are_gone_can_be_stopped(self):
+        self.config(ARITHMETIC)
+        common = ["--run.deterministic=true", "--train.max_steps=6"]
+        harness.temper("run", "config.toml", "--run.name=whole", "--rollout.workers=1", *common, cwd=self.folder, check=0)
+        for ranks in (1, 2):
+            name = f"on_{ranks}"
+            away = [f"--train.ranks={ranks}", "--rollout.source=hub"]
+            process = self.start(*common, *away, name=name)
+            # Before the first evaluation, then in the middle of a step.
+            harness.wait_until((self.run_path(name) / "hub.json").exists, "hub.json")
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 75, err)
+            self.assertIn("stopped while waiting for", err)
+            process = self.start(*common, *away, name=name)
+            worker = subprocess.Popen([harness.TEMPER, "rollout", "config.toml", f"--run.name={name}", *common, *away], cwd=self.folder, stderr=subprocess.PIPE,
+                                      text=True)
+            harness.wait_until(lambda: self.steps(name) >= 2, "step 2")
+            worker.kill()
+            worker.communicate()
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+            if process.returncode != 0:  # it may have had all its groups
+                self.assertEqual(process.returncode, 75, err)
+                harness.temper("run", "config.toml", f"--run.name={name}", "--rollout.workers=1", *common, f"--train.ranks={ranks}", cwd=self.folder, check=0)
+            if ranks == 1:
+                self.assertEqual(results(self.run_path(name)), results(self.run_path("whole")))
+            self.assertEqual(harness.serials(self.run_path(name)), harness.serials(self.run_path("whole")))
+
     def test_a_hub_file_that_an_earlier_job_left_is_no_hub(self):
         self.config(ARITHMETIC)
         common = ["--rollout.source=hub", "--train.max_steps=400", "--checkpoint.local_every_steps=2"]

@@ -317,7 +317,8 @@ void World::finish_group(size_t index, int64_t id) {
 
 void World::lie(const Lease& lease, GroupResult& result) {
   if (chance(0.4)) return;
-  Completion& first = result.completions.front();
+  std::vector<Completion> completions = result.completions.unpack();
+  Completion& first = completions.front();
   switch (up_to(4)) {
     case 0:
       first.policy_versions.front() = lease.oldest_version > 0 ? lease.oldest_version - 1 : lease.oldest_version + 1000;
@@ -326,7 +327,7 @@ void World::lie(const Lease& lease, GroupResult& result) {
       first.policy_versions.front() = lease.oldest_version + 1000;
       break;
     case 2:
-      result.completions.push_back(first);
+      completions.push_back(first);
       break;
     case 3:
       first.rewards.clear();
@@ -334,8 +335,8 @@ void World::lie(const Lease& lease, GroupResult& result) {
     default:
       first.token_ids.front() = -5;
   }
-  for (Completion& completion : result.completions)
-    std::fill(completion.logprobs.begin(), completion.logprobs.end(), 1);
+  for (Completion& completion : completions) std::fill(completion.logprobs.begin(), completion.logprobs.end(), 1);
+  result.completions = completions;
 }
 
 // ---- trainer ----

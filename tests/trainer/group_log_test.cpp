@@ -20,7 +20,7 @@ LoggedGroup group_of(int64_t serial, PolicyVersion version) {
   completion.logprobs = completion.behavior_logprobs = {-1};
   completion.policy_versions = {version};
   completion.mask = {1};
-  group.completions = {completion};
+  group.completions = std::vector{completion};
   return group;
 }
 
@@ -50,7 +50,7 @@ TEST_F(GroupLogTest, GroupsNotNewerThanTheCheckpointComeBack) {
   EXPECT_EQ(again.epoch(), 2);
   const auto replay = again.take_replay();
   EXPECT_EQ(serials(replay), std::vector<int64_t>{4});
-  EXPECT_EQ(replay[0].completions[0].policy_versions, std::vector<PolicyVersion>{2});
+  EXPECT_EQ(replay[0].completions.unpack()[0].policy_versions, std::vector<PolicyVersion>{2});
 }
 
 TEST_F(GroupLogTest, AnUndoneHistoryStaysUndone) {
