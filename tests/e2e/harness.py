@@ -84,6 +84,22 @@ def wait_until(happens, what, seconds=120):
     return found
 
 
+def wait_for_checkpoint(process, run, stage):
+    """Until the run that `process` launched has committed one of this stage; where it ends without or is stuck, its words and logs are the error."""
+    def saved():
+        if has_saved(run, stage):
+            return True
+        if process.poll() is not None:
+            raise AssertionError(f"{run} ended with {process.returncode} and no checkpoint of {stage}\n{process.stderr.read()[-3000:]}")
+        return False
+    try:
+        wait_until(saved, f"a checkpoint of {stage}")
+    except AssertionError as error:
+        texts = [f"{log}:\n{log.read_text()[-1500:]}" for log in sorted((pathlib.Path(run) / "logs").glob("*.log"))]
+        there = [str(path) for path in sorted((pathlib.Path(run) / "checkpoints").rglob("*"))][:40]
+        raise AssertionError("\n".join([str(error), *texts, *there])) from None
+
+
 def ranks_of(folder, name):
     """{rank: pid} of the trainer processes of the run of this name that was started in this folder."""
     found = {}

@@ -113,7 +113,7 @@ class Operations(harness.Case):
         for rank, step in ((1, 6), (0, 20)):
             ranks = self.wait_for_ranks("killed", but=ranks.values())
             self.wait_for_step("killed", step)
-            harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
+            harness.wait_for_checkpoint(process, self.run_path("killed"), "grpo")
             alive = [(r, "alive", pid) for r, pid in sorted(ranks.items())]
             # A rank that has just begun has not signed yet.
             harness.wait_until(lambda: [(one["rank"], one["state"], one["pid"]) for one in self.status("killed")["ranks"]] == alive, "the ranks' signs")
@@ -151,7 +151,7 @@ class Operations(harness.Case):
         process = self.start("whole", "--train.ranks=2", "--checkpoint.resume=never")
         harness.wait_until(lambda: (self.folder / "runs" / "whole.old-1").exists(), "the earlier run under another name")
         self.wait_for_step("whole", 5)
-        harness.wait_until(lambda: harness.has_saved(self.run_path("whole"), "grpo"), "a checkpoint")
+        harness.wait_for_checkpoint(process, self.run_path("whole"), "grpo")
         harness.signal_rank(process, self.folder, "whole", 1)
         _, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
@@ -162,7 +162,7 @@ class Operations(harness.Case):
     def test_a_requeued_job_waits_for_its_earlier_start_and_another_job_does_not(self):
         first = self.start("one", "--stage.grpo.train.max_steps=2000", SLURM_JOB_ID="7")
         self.wait_for_step("one", 4)
-        harness.wait_until(lambda: harness.has_saved(self.run_path("one"), "grpo"), "a checkpoint")
+        harness.wait_for_checkpoint(first, self.run_path("one"), "grpo")
         other = self.start("one", SLURM_JOB_ID="8")
         _, err = other.communicate(timeout=60)
         self.assertEqual(other.returncode, 2, err)

@@ -94,7 +94,7 @@ class Ranks(harness.Case):
         harness.temper("run", "config.toml", "--run.name=whole", "--train.ranks=2", long, cwd=self.folder, check=0)
         process = self.start("killed", "--train.ranks=2", "--train.max_restarts=0", long)
         self.wait_for_step("killed", "grpo", 3)
-        harness.wait_until(lambda: harness.has_saved(self.run_path("killed"), "grpo"), "a checkpoint")
+        harness.wait_for_checkpoint(process, self.run_path("killed"), "grpo")
         self.assertEqual(sorted(harness.ranks_of(self.folder, "killed")), [0, 1])
         harness.signal_rank(process, self.folder, "killed", 1)
         _, err = process.communicate(timeout=60)
