@@ -270,12 +270,14 @@ void StatusFile::update(const MetricRecord& record) {
     std::lock_guard lock(mutex_);
     status_.step = record.step;
     status_.policy_version = record.policy_version;
+    const bool is_first = status_.progress == 0;
     status_.progress = seconds_since_epoch();
     if (record.step <= first_step_)
       since_first_step_.restart();  // an evaluation before the first step
     else
       status_.seconds_per_step = since_first_step_.seconds() / static_cast<double>(record.step - first_step_);
     dirty_ = true;
+    if (is_first) write();  // at once: who starts a world again asks whether the last one came this far
   }
   changed_.notify_one();
 }
