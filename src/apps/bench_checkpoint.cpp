@@ -157,6 +157,7 @@ int run_bench_checkpoint(int argc, char** argv) {
   line.add_flag("with-training", "steps of a model (--model or --preset) with and without a save beside them");
   declare_bench_model(line);
   line.add_option("tokens", "TOKENS", "--with-training: of one step", "16384");
+  line.add_option("max-write-mb-per-s", "MB/S", "--with-training: as checkpoint.max_write_mb_per_s; 0: no limit", "0");
   line.add_option("flips", "N", "single flipped bits to try, in a copy of --checkpoint", "0");
   line.add_option("checkpoint", "DIR", "--flips: a checkpoint; default: a small one of two shards");
   line.add_option("seed", "N", "--flips: of the bits", "0");

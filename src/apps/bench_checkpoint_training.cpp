@@ -6,6 +6,7 @@
 #include "apps/bench_model.h"
 #include "apps/bench_trainer.h"
 #include "checkpoint/manifest.h"
+#include "checkpoint/paced_file_system.h"
 #include "checkpoint/writer.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -46,7 +47,8 @@ void bench_with_training(const CommandLine& line, const BenchReport& report) {
   const ComputeType type = compute_type_of(line);
   if (type.weights != WeightFormat::kCompute) throw ConfigError("--dtype=int8 is for rollouts. Train in f32 or bf16.");
   BenchTrainer trainer(load_bench_masters(line), type, bench_stage(work), work, {});
-  FileSystem files;
+  const int64_t limit_mb_per_s = line.integer("max-write-mb-per-s");
+  PacedFileSystem files(limit_mb_per_s * 1'000'000);
   const std::string folder = line.text("dir") + "/bench_checkpoint-" + random_tag();
   make_folders(files, folder);
   CheckpointStore store(files, folder, 1 << 20);
@@ -78,6 +80,7 @@ void bench_with_training(const CommandLine& line, const BenchReport& report) {
   remove_tree(files, folder);
   const double step_s = quantile(alone, 0.5);
   report.print({{"saves", static_cast<double>(rounds)},
+                {"max_write_mb_per_s", static_cast<double>(limit_mb_per_s)},
                 {"tokens", static_cast<double>(work.num_sequences() * work.sequence_tokens)},
                 {"gb", gb},
                 {"step_s", step_s},

@@ -29,7 +29,7 @@ struct StageSession::Parts {
   std::function<void()> check_workers;
   Ranks ranks;
   CheckpointHeader header;
-  FileSystem files;
+  PacedFileSystem files;
   StageModels models;
   std::optional<Task> task;
   std::optional<PromptEncoder> encoder;
@@ -49,7 +49,11 @@ struct StageSession::Parts {
   bool resumed = false;
 
   Parts(const StageConfig& stage_config, RunDirectory& directory, const Ranks& all)
-      : given(stage_config), stage(stage_config), run(directory), ranks(all) {}
+      : given(stage_config),
+        stage(stage_config),
+        run(directory),
+        ranks(all),
+        files(stage_config.checkpoint.max_write_mb_per_s * 1'000'000) {}
 
   void load_data();
   void warn_of_overlap() const;
@@ -364,6 +368,7 @@ StageOutcome StageSession::run() {
   stage.held_out = parts.data->held_out();
   const std::string& path = parts.stage.data.path;
   stage.held_out_name = path.empty() ? parts.stage.data.task : std::filesystem::path(path).stem().string();
+  stage.files = &parts.files;
   stage.tiers = &*parts.tiers;
   stage.header = parts.header;
   const std::vector<std::string> reward_names = parts.reward_names();

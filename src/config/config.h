@@ -278,6 +278,7 @@ struct CheckpointSection {
   int64_t durable_every_steps = 500;  // 0: at the end of a stage only
   int64_t keep_local = 2;
   int64_t keep_durable = 2;
+  int64_t max_write_mb_per_s = 0;     // 0: no limit
   int64_t replicate = 0;              // other nodes that hold a copy of a node's shards: 0 or 1
   Dtype export_dtype = Dtype::kAuto;  // auto: the dtype the model was loaded in, f32 for init
   std::string resume = "auto";        // auto, never, or the path of a checkpoint

@@ -379,6 +379,12 @@ void add_rest(TableBuilder& table) {
   TEMPER_KEY(checkpoint.local_every_steps, "Saves every so many steps, beside at a stage's end.")
       .unit("steps")
       .at_least(0);
+  TEMPER_KEY(
+      checkpoint.max_write_mb_per_s,
+      "How fast a rank writes checkpoints beside the training; 0: no limit. None holds while the training waits for"
+      " a checkpoint.")
+      .unit("MB/s")
+      .at_least(0);
   TEMPER_KEY(checkpoint.keep_local, "Checkpoints of a stage that are kept.").at_least(2);
   TEMPER_KEY(checkpoint.durable_dir,
              "Folder that outlives the machine, seen by all ranks, for rare copies of local checkpoints, verified, made"

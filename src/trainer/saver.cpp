@@ -15,9 +15,10 @@ bool is_due(int64_t step, int64_t every_steps) { return every_steps > 0 && step 
 
 }  // namespace
 
-StageSaver::StageSaver(CheckpointTiers& tiers, const CheckpointSection& config, const Ranks& ranks,
-                       std::function<void(int64_t, Tier, bool)> on_save)
-    : tiers_(tiers),
+StageSaver::StageSaver(PacedFileSystem& files, CheckpointTiers& tiers, const CheckpointSection& config,
+                       const Ranks& ranks, std::function<void(int64_t, Tier, bool)> on_save)
+    : files_(files),
+      tiers_(tiers),
       config_(config),
       ranks_(ranks),
       on_save_(std::move(on_save)),
@@ -64,6 +65,7 @@ void StageSaver::finish_all() {
 }
 
 void StageSaver::finish_save(bool must_succeed) {
+  const PacedFileSystem::Hurry waiting(files_);
   std::string failure;  // the same on all ranks
   try {
     writer_.finish();
@@ -122,6 +124,7 @@ void StageSaver::begin_copy(int64_t step, bool must_begin) {
 
 // A durable folder that is full or gone costs safety, not the run.
 void StageSaver::finish_copy() {
+  const PacedFileSystem::Hurry waiting(files_);
   std::string failure;
   try {
     copier_.finish();

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "checkpoint/paced_file_system.h"
 #include "checkpoint/tiers.h"
 #include "checkpoint/writer.h"
 #include "config/config.h"
@@ -17,7 +18,8 @@ class StageSaver {
  public:
   enum class Tier { kRam, kLocal };
   // on_save: a checkpoint was written, or failed.
-  StageSaver(CheckpointTiers& tiers, const CheckpointSection& config, const Ranks& ranks,
+  // files: the tiers' own.
+  StageSaver(PacedFileSystem& files, CheckpointTiers& tiers, const CheckpointSection& config, const Ranks& ranks,
              std::function<void(int64_t step, Tier tier, bool good)> on_save);
 
   // Whether a save is due after this step. final: the stage or the process ends.
@@ -48,6 +50,7 @@ class StageSaver {
   void begin_copy(int64_t step, bool must_begin);
   void finish_copy();
 
+  PacedFileSystem& files_;
   CheckpointTiers& tiers_;
   const CheckpointSection& config_;
   Ranks ranks_;

@@ -17,7 +17,7 @@ Stage::Stage(StageParts parts, TrainCounters counters, bool resumed)
     : parts_(std::move(parts)),
       loop_(parts_.loop, counters),
       resumed_(resumed),
-      saver_(*parts_.tiers, parts_.config->checkpoint, parts_.loop.ranks,
+      saver_(*parts_.files, *parts_.tiers, parts_.config->checkpoint, parts_.loop.ranks,
              [this](int64_t step, StageSaver::Tier tier, bool good) {
                if (parts_.hooks.on_save) parts_.hooks.on_save(step, tier, good);
              }) {}

@@ -32,6 +32,7 @@ struct StageParts {
   std::vector<EvalText> eval_texts;
   std::string held_out_name;           // NAME of eval/NAME/loss
   std::vector<RolloutGroup> held_out;  // given completions that are not trained on
+  PacedFileSystem* files = nullptr;    // the tiers'
   CheckpointTiers* tiers = nullptr;    // from here on the stage's saver's
   CheckpointHeader header;             // run, stage, config, model, data: what does not change from save to save
   StageHooks hooks;
