@@ -8,7 +8,8 @@ Jobs of scripts/slurm/train.sbatch on the four nodes of scripts/slurm/mini_clust
 workers, one spare. The model is the quickstart's after some SFT, the workers are paced (bench/paced_reward.py) so that a step takes --step seconds.
 
 Lost is what passes from the end of the last step before the fault to that of the first new one after it was got over (the trainer was started again, or
-a killed worker's group came from another), less the usual time of as many steps and what the job waited in Slurm's queue, which is reported apart. Each run must complete, train on each prompt once, and in `table` have the rewards of the undisturbed run: step by step where the number of
+a killed worker's group came from another), less the undisturbed time of these steps and what the job waited in Slurm's queue, which is reported apart.
+That time is the mean step's in `table`; in `mixed` the pace of the steps' groups, divided by the workers. Each run must complete, train on each prompt once, and in `table` have the rewards of the undisturbed run: step by step where the number of
 ranks stays, else on the mean. Prints tables (Markdown) and one JSON line a fault; exit code 1 where a run falls short. Needs scripts/build.sh."""
 import argparse
 import json
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import threading
 import time
+
+from paced_reward import pace
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SLURM = ROOT / "scripts" / "slurm"
@@ -203,11 +206,21 @@ class Run:
         touched = {step for fault in self.faults for step in range(fault["step"], fault["step_after"] + 2)}
         return statistics.mean(b["time"] - a["time"] for a, b in zip(records[1:], records[2:]) if b["step"] not in touched)
 
-    def losses(self, usual):
+    def losses(self, seconds_of):
+        """seconds_of(steps): what these take undisturbed."""
         for fault in self.faults:
             queued = self.queue.between(fault["at"], fault["until"])
-            lost = fault["until"] - fault["at"] - queued - usual * (fault["step_after"] - fault["step"])
+            lost = fault["until"] - fault["at"] - queued - seconds_of(range(fault["step"] + 1, fault["step_after"] + 1))
             yield fault | {"queue_s": round(queued, 2), "lost_s": round(lost, 2)}
+
+    def paces(self):
+        """{step: seconds that the workers took for its groups}, which do not depend on what befell the run."""
+        mean, found = pace_of_group(self.arguments), {}
+        for line in (self.path / "completions.jsonl").read_text().split("\n"):
+            if line:
+                group = json.loads(line)
+                found[group["step"]] = found.get(group["step"], 0) + pace(mean, "pace", group["prompt"]) / WORKERS
+        return found
 
     def rewards(self):
         return [record["rewards/task/mean"] for record in self.records()]
@@ -266,9 +279,13 @@ def start_model(arguments, folder):
     return model
 
 
+def pace_of_group(arguments):
+    """Mean seconds: each worker takes a group at a time."""
+    return arguments.step * WORKERS / PROMPTS
+
+
 def configure(arguments, folder, model, staleness):
-    # Two workers take a group at a time each.
-    mean = arguments.step * WORKERS / PROMPTS
+    mean = pace_of_group(arguments)
     (folder / "config.toml").write_text(CONFIG.format(model=model, pace=ROOT / "bench/paced_reward.py", mean=f"{mean:.3f}", prompts=PROMPTS, steps=arguments.steps,
                                                       staleness=staleness, deterministic="true" if staleness == 0 else "false"))
 
@@ -296,9 +313,10 @@ def table(arguments, folder):
         run.finish()
         problems = run.problems(undisturbed, exactly=not resized)
         failed |= report(kind, problems)
-        for loss in run.losses(usual):
+        losses = [*run.losses(lambda steps: usual * len(steps))]
+        for loss in losses:
             print(json.dumps(loss), flush=True)
-        rows.append((kind, [*run.losses(usual)], not problems, run.ended - run.begun))
+        rows.append((kind, losses, not problems, run.ended - run.begun))
     print("\n| fault | seconds lost | in Slurm's queue | completed, each prompt once, rewards of the undisturbed run |\n| --- | --- | --- | --- |")
     for kind, losses, good, _ in rows:
         print(f"| {kind} | {' + '.join(format(loss['lost_s'], '.1f') for loss in losses)} | {' + '.join(format(loss['queue_s'], '.1f') for loss in losses)} | {'yes' if good else 'no'} |")
@@ -315,15 +333,17 @@ def mixed(arguments, folder):
         print(json.dumps(fault), flush=True)
     run.finish()
     failed = report("mixed", run.problems())
-    usual = run.usual_step()
+    # Steps of a log-normal pace differ by more than what is to be measured, but how long each should take is known.
+    paces = run.paces()
+    seconds_of = lambda steps: sum(paces[step] for step in steps)
     records = run.records()
     first = records[0]["time"]
     wall, queued = records[-1]["time"] - first, run.queue.between(first, records[-1]["time"])
-    useful = usual * (len(records) - 1)
+    useful = seconds_of(range(2, len(records) + 1))
     print("\n| fault | at step | seconds lost | in Slurm's queue |\n| --- | --- | --- | --- |")
-    for loss in run.losses(usual):
+    for loss in run.losses(seconds_of):
         print(f"| {loss['kind']} | {loss['step']} | {loss['lost_s']:.1f} | {loss['queue_s']:.1f} |")
-    print(f"\n{len(records)} steps of {usual:.1f} s; wall time from the end of the first to the end of the last {wall:.0f} s, of these {queued:.0f} s in Slurm's queue; "
+    print(f"\n{len(records)} steps of {useful / (len(records) - 1):.1f} s; wall time from the end of the first to the end of the last {wall:.0f} s, of these {queued:.0f} s in Slurm's queue; "
           f"useful: {useful / (wall - queued):.1%} of the rest (asked for: 95%)")
     return failed
 

@@ -332,6 +332,7 @@ std::vector<TensorEntry> StageSession::Parts::accept(const CheckpointHeader& fou
 
 std::optional<int64_t> StageSession::resume(const std::string& checkpoint) {
   Parts& parts = *parts_;
+  const PacedFileSystem::Hurry waiting(parts.files);  // nothing trains yet
   const auto destinations = [&](const CheckpointHeader& header) { return parts.accept(header); };
   std::optional<LoadedCheckpoint> loaded;
   if (checkpoint.empty()) {

@@ -1,7 +1,6 @@
 #include "comm/rollout_messages.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "comm/wire_format.h"

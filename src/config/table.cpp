@@ -384,7 +384,7 @@ void add_rest(TableBuilder& table) {
       "How fast a rank writes checkpoints beside the training; 0: no limit. None holds while the training waits for"
       " a checkpoint.")
       .unit("MB/s")
-      .at_least(0);
+      .between(0, 1'000'000);
   TEMPER_KEY(checkpoint.keep_local, "Checkpoints of a stage that are kept.").at_least(2);
   TEMPER_KEY(checkpoint.durable_dir,
              "Folder that outlives the machine, seen by all ranks, for rare copies of local checkpoints, verified, made"

@@ -95,6 +95,11 @@ void ChildProcess::kill() {
   wait(Deadline::max());
 }
 
+void ChildProcess::interrupt() {
+  const std::lock_guard lock(mutex_);
+  if (!exit_code_) ::kill(-pid_, SIGKILL);
+}
+
 void ChildProcess::close_input() { close_end(input_); }
 
 ChildProcess::Result ChildProcess::write(std::string_view bytes, Deadline deadline) {
@@ -151,16 +156,22 @@ ChildProcess::Result ChildProcess::read_all(std::string& output, std::string& er
 std::optional<int> ChildProcess::wait(Deadline deadline) {
   constexpr auto kPause = std::chrono::milliseconds(1);
   while (!exit_code_) {
-    int status = 0;
-    const pid_t ended = waitpid(pid_, &status, deadline == Deadline::max() ? 0 : WNOHANG);
-    if (ended == pid_)
-      exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    else if (ended < 0 && errno != EINTR)
-      exit_code_ = 127;  // somebody else waited for it
-    else if (ended == 0 && passed(deadline))
+    siginfo_t ended{};
+    const int code =
+        waitid(P_PID, static_cast<id_t>(pid_), &ended, WEXITED | WNOWAIT | (deadline == Deadline::max() ? 0 : WNOHANG));
+    if (code != 0 && errno == EINTR) continue;
+    if (code != 0 || ended.si_pid == pid_) {
+      const std::lock_guard lock(mutex_);
+      int status = 0;
+      if (code != 0 || waitpid(pid_, &status, 0) != pid_)
+        exit_code_ = 127;  // somebody else waited for it
+      else
+        exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    } else if (passed(deadline)) {
       return std::nullopt;
-    else if (ended == 0)
+    } else {
       std::this_thread::sleep_for(kPause);
+    }
   }
   return exit_code_;
 }

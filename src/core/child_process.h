@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -39,14 +40,17 @@ class ChildProcess {
   // The exit code, 128 + N after signal N; nothing at the deadline.
   std::optional<int> wait(Deadline deadline);
   void kill();
+  // Ends the group, from any other thread: what waits for the program finds it closed.
+  void interrupt();
 
  private:
   Result fill(Deadline deadline);  // buffer_ from the program's output
 
   pid_t pid_ = -1;
   int input_ = -1, output_ = -1, errors_ = -1;
-  std::string buffer_;  // read, not handed out
-  std::optional<int> exit_code_;
+  std::string buffer_;            // read, not handed out
+  std::mutex mutex_;              // the process is not waited for between a look at exit_code_ and a signal
+  std::optional<int> exit_code_;  // written under mutex_
 };
 
 }  // namespace temper

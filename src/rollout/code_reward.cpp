@@ -219,6 +219,7 @@ class CodeReward final : public ParallelReward {
   Run execute(const std::string& program, const std::string& input, Deadline deadline) const {
     using Result = ChildProcess::Result;
     ChildProcess process(command(program), ChildProcess::Errors::kCapture);
+    const Running running(*this, process);
     if (process.write(input, deadline) == Result::kLate) return {};  // it reads nothing: too slow
     process.close_input();
     Run run;

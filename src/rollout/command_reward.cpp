@@ -48,13 +48,18 @@ class CommandReward final : public ParallelReward {
   double score_one(const Prompt& prompt, const Completion& completion, Deadline deadline) override {
     std::unique_ptr<ChildProcess> process = take_idle();
     std::string line;
-    ChildProcess::Result result = process->write(question(prompt, completion), deadline);
-    if (result == ChildProcess::Result::kDone) result = process->read_line(line, deadline, kLongestAnswer);
+    const ChildProcess::Result result = ask(*process, question(prompt, completion), line, deadline);
     if (result != ChildProcess::Result::kDone) throw std::runtime_error(why_none(*process, result));
     const double reward = reward_in(line);  // throws: what it says next may answer anything
     const std::lock_guard lock(mutex_);
     idle_.push_back(std::move(process));
     return reward;
+  }
+
+  ChildProcess::Result ask(ChildProcess& process, const std::string& words, std::string& answer, Deadline deadline) {
+    const Running running(*this, process);
+    const ChildProcess::Result result = process.write(words, deadline);
+    return result == ChildProcess::Result::kDone ? process.read_line(answer, deadline, kLongestAnswer) : result;
   }
 
   std::unique_ptr<ChildProcess> take_idle() {

@@ -37,6 +37,10 @@ std::future<std::vector<RewardOutcome>> ParallelReward::score(std::shared_ptr<co
       RewardOutcome& outcome = scoring->outcomes[i];
       try {
         if (std::chrono::steady_clock::now() >= deadline) throw std::runtime_error("was not begun before the deadline");
+        {
+          const std::lock_guard lock(mutex_);
+          if (abandoned_) throw std::runtime_error("was abandoned");
+        }
         outcome.value = score_one(scoring->group->prompt, scoring->group->completions[i], deadline);
       } catch (const std::exception& error) {
         outcome.error = error.what();
@@ -45,6 +49,24 @@ std::future<std::vector<RewardOutcome>> ParallelReward::score(std::shared_ptr<co
     });
   }
   return future;
+}
+
+void ParallelReward::abandon() {
+  const std::lock_guard lock(mutex_);
+  abandoned_ = true;
+  for (ChildProcess* program : running_) program->interrupt();
+}
+
+ParallelReward::Running::Running(const ParallelReward& reward, ChildProcess& program)
+    : reward_(reward), program_(program) {
+  const std::lock_guard lock(reward_.mutex_);
+  reward_.running_.insert(&program_);
+  if (reward_.abandoned_) program_.interrupt();
+}
+
+ParallelReward::Running::~Running() {
+  const std::lock_guard lock(reward_.mutex_);
+  reward_.running_.erase(&program_);
 }
 
 }  // namespace temper

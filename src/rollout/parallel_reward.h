@@ -4,8 +4,11 @@
 #include <c10/core/thread_pool.h>
 
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
 
+#include "core/child_process.h"
 #include "rollout/reward.h"
 
 namespace temper {
@@ -18,15 +21,31 @@ class ParallelReward : public Reward {
   // The completions get a little less time than the deadline leaves, so that those that are done count though another
   // one is late.
   std::future<std::vector<RewardOutcome>> score(std::shared_ptr<const RolloutGroup> group, Deadline deadline) override;
+  void abandon() override;  // programs that run are killed
 
  protected:
   // Throws with the reason where the completion cannot be scored (in time).
   virtual double score_one(const Prompt& prompt, const Completion& completion, Deadline deadline) = 0;
+  // While a program scores, so that abandon() finds it. Inside the program's life.
+  class Running {
+   public:
+    Running(const ParallelReward& reward, ChildProcess& program);
+    ~Running();
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+
+   private:
+    const ParallelReward& reward_;
+    ChildProcess& program_;
+  };
   // Ends the threads; what has not begun is dropped. Derived classes call it first thing in their destructor.
   void stop() { pool_.reset(); }
 
  private:
   std::string name_;
+  mutable std::mutex mutex_;
+  mutable std::set<ChildProcess*> running_;  // guarded by mutex_
+  bool abandoned_ = false;                   // guarded by mutex_
   std::unique_ptr<c10::ThreadPool> pool_;
 };
 

@@ -34,6 +34,8 @@ class Reward {
   // read it.
   virtual std::future<std::vector<RewardOutcome>> score(std::shared_ptr<const RolloutGroup> group,
                                                         Deadline deadline) = 0;
+  // Nobody waits for what is being scored any more: it ends soon where it can. Any thread; then comes the destructor.
+  virtual void abandon() {}
 };
 
 // The functions of [reward], in their order. `task` is the stage's generated task, or null; a reward model computes in

@@ -100,6 +100,7 @@ RewardPool::~RewardPool() {
     closed_ = true;
   }
   changed_.notify_all();
+  for (const auto& reward : rewards_) reward->abandon();
   thread_.join();
 }
 

@@ -41,7 +41,7 @@ class RewardPool {
  public:
   // timeout_s: for each function on each group.
   explicit RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s = 30);
-  ~RewardPool();  // what was not taken is dropped
+  ~RewardPool();  // what was not taken is dropped, what is being scored abandoned
   RewardPool(const RewardPool&) = delete;
   RewardPool& operator=(const RewardPool&) = delete;
 

@@ -54,7 +54,7 @@ std::vector<RolloutGroup> HubSource::collect(Clock::time_point deadline) const {
   return groups;
 }
 
-// The first rank's groups reach all, and whether its time is up: clocks differ.
+// The first rank's groups reach all, with whether its time is up (clocks differ) and whether any rank is to stop.
 HubSource::Signs HubSource::share(std::vector<RolloutGroup> groups, Signs own) {
   if (ranks_.size() == 1) {
     for (RolloutGroup& group : groups) groups_.push_back(std::move(group));

@@ -67,6 +67,11 @@ RolloutGroup PromptFeed::next_group() try {
   return std::move(*group);
 } catch (const StoppedWaiting&) {
   asked_.insert(taken_.begin(), taken_.end());
+  // On-policy nothing was asked for beyond the step: it is asked for anew, as if it had not begun.
+  if (options_.max_staleness == 0 && !asked_.empty()) {
+    cursor_ = *asked_.begin();
+    asked_.clear();
+  }
   throw;
 }
 

@@ -29,7 +29,7 @@ class PromptFeed {
 
   // The next `count` groups of training, with_baseline each prompt's baseline among them. Asked again within a step,
   // the trainer wants others in the place of those that taught nothing. REQUIRES: at most groups_per_step.
-  // StoppedWaiting: the step's prompts, those that were taken too, have not ended.
+  // StoppedWaiting: the step's prompts, those that were taken too, have not ended; on-policy the cursor is before them.
   std::vector<RolloutGroup> take(int64_t count);
   // The groups that were taken are trained on.
   void step_done();

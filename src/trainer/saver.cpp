@@ -24,6 +24,8 @@ StageSaver::StageSaver(PacedFileSystem& files, CheckpointTiers& tiers, const Che
       on_save_(std::move(on_save)),
       writer_([this](const CheckpointState& state) { report_ = tiers_.save(state, targets_); }) {}
 
+StageSaver::~StageSaver() { ending_.emplace(files_); }
+
 bool StageSaver::durable_due(int64_t step, bool final) const {
   return tiers_.has_durable() && (final || is_due(step, config_.durable_every_steps));
 }

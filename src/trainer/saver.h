@@ -3,6 +3,7 @@
 // stage's thread.
 #pragma once
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "checkpoint/paced_file_system.h"
@@ -22,6 +23,10 @@ class StageSaver {
   StageSaver(PacedFileSystem& files, CheckpointTiers& tiers, const CheckpointSection& config, const Ranks& ranks,
              std::function<void(int64_t step, Tier tier, bool good)> on_save);
 
+  ~StageSaver();  // waits for what is under way
+
+  // The newest checkpoint on the local disk that was saved here; -1: none.
+  int64_t newest_local() const { return local_.newest; }
   // Whether a save is due after this step. final: the stage or the process ends.
   bool due(int64_t step, bool final) const;
   // The state of a step for which due() holds is copied; it goes to its tiers while the next steps are taken. Where a
@@ -63,7 +68,8 @@ class StageSaver {
   int64_t copying_step_ = 0;
   int failed_in_a_row_ = 0;
   Progress ram_, local_, durable_, partners_;
-  double blocked_s_ = -1;  // by the last save; -1: told already
+  std::optional<PacedFileSystem::Hurry> ending_;  // outlives the two below
+  double blocked_s_ = -1;                         // by the last save; -1: told already
   CheckpointWriter writer_;
   BackgroundTask copier_{"the copy of the last checkpoint to checkpoint.durable_dir"};
 };

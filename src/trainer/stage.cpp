@@ -24,41 +24,40 @@ Stage::Stage(StageParts parts, TrainCounters counters, bool resumed)
 
 // produces: records, completions, states to be saved; consumes: steps of the train loop;
 // waits for: the loop, and for the saver where it has not ended the save before; is unblocked by: both.
-StageOutcome Stage::run() try {
+StageOutcome Stage::run() {
   const StageConfig& config = *parts_.config;
-  const int64_t first_step = counters().step;
   if (!resumed_) {
-    MetricRecord record = evaluate();
-    parts_.hooks.on_record(record);
+    std::optional<MetricRecord> record = evaluate();
+    if (!record) return StageOutcome::kStopped;
+    parts_.hooks.on_record(*record);
   }
   while (counters().step < config.train.max_steps) {
     std::optional<StepResult> taken = take_step();
     if (!taken) {
-      if (counters().step > first_step) saver_.save([this] { return state_to_save(); }, counters().step, true);
+      if (counters().step > 0 && saver_.newest_local() != counters().step) save(/*final=*/true);
       saver_.finish_all();
       return StageOutcome::kStopped;
     }
     StepResult& result = *taken;
     const bool last = counters().step == config.train.max_steps;
-    const bool stop = !last && parts_.loop.ranks.any(parts_.hooks.stop_requested());
-    if (last || due(config.eval.every_steps))
-      for (const auto& [name, value] : evaluate().values) result.record.set(name, value);
+    bool stop = !last && parts_.loop.ranks.any(parts_.hooks.stop_requested());
+    if (last || due(config.eval.every_steps)) {
+      const std::optional<MetricRecord> judged = evaluate();
+      if (judged)
+        for (const auto& [name, value] : judged->values) result.record.set(name, value);
+      else
+        stop = true;
+    }
     saver_.add_metrics(counters().step, result.record);
     parts_.hooks.on_step(result);
     parts_.hooks.on_record(result.record);
     // After the record is written: a run killed in between repeats the step and writes the line again.
     saver_.finish_ended();
-    if (saver_.due(counters().step, last || stop))
-      saver_.save([this] { return state_to_save(); }, counters().step, last || stop);
+    if (saver_.due(counters().step, last || stop)) save(last || stop);
     if (last || stop) saver_.finish_all();
     if (stop) return StageOutcome::kStopped;
   }
   return StageOutcome::kDone;
-} catch (const StoppedWaiting&) {  // in an evaluation: the step before it is taken again, for its record
-  log_info(
-      "stopped while waiting for evaluation's groups of rollout workers: the run goes on from its newest checkpoint");
-  saver_.finish_all();
-  return StageOutcome::kStopped;
 }
 
 // Nothing where it was stopped while its groups did not come: then nothing of it was done.
@@ -68,9 +67,14 @@ std::optional<StepResult> Stage::take_step() try { return loop_.step(); } catch 
   return std::nullopt;
 }
 
+void Stage::save(bool final) {
+  saver_.save([this] { return state_to_save(); }, counters().step, final);
+}
+
 bool Stage::due(int64_t every_steps) const { return every_steps > 0 && counters().step % every_steps == 0; }
 
-MetricRecord Stage::evaluate() {
+// Nothing where it was stopped while its groups did not come.
+std::optional<MetricRecord> Stage::evaluate() try {
   const StageConfig& config = *parts_.config;
   MetricRecord record;
   record.stage = config.name;
@@ -89,6 +93,10 @@ MetricRecord Stage::evaluate() {
   if (!parts_.held_out.empty()) evaluate_held_out(record);
   if (!record.values.empty()) record.set("timing_s/eval", watch.seconds());
   return record;
+} catch (const StoppedWaiting&) {
+  log_info("stopped while waiting for groups of rollout workers: the evaluation after step {} is left out",
+           counters().step);
+  return std::nullopt;
 }
 
 // Given completions that were held out: the loss, and how often the chosen one is preferred.

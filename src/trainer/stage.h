@@ -54,7 +54,8 @@ class Stage {
 
  private:
   std::optional<StepResult> take_step();
-  MetricRecord evaluate();
+  std::optional<MetricRecord> evaluate();
+  void save(bool final);
   void evaluate_held_out(MetricRecord& record) const;
   CheckpointState state_to_save();
   bool due(int64_t every_steps) const;

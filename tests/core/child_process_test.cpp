@@ -89,6 +89,16 @@ TEST(ChildProcess, SaysThatAProgramEndedOrWritesTooMuch) {
   EXPECT_EQ(killed.wait(in(kLong)), 128 + SIGKILL);
 }
 
+TEST(ChildProcess, AnotherThreadMayEndIt) {
+  ChildProcess sleeper({"sleep", "1000"});
+  std::thread other([&sleeper] { sleeper.interrupt(); });
+  std::string line;
+  EXPECT_EQ(sleeper.read_line(line, in(kLong), 100), Result::kClosed);
+  other.join();
+  EXPECT_EQ(sleeper.wait(in(kLong)), 128 + SIGKILL);
+  sleeper.interrupt();  // there is nobody any more
+}
+
 TEST(ChildProcess, NamesAProgramThatIsNotThere) {
   try {
     ChildProcess nobody({"no-such-program-here"});

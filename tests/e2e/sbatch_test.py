@@ -20,6 +20,7 @@ if [ -e wait_for_signal ] && [[ "$*" == *--mpi=pmix* ]]; then
   touch started
   for _ in $(seq 600); do sleep 0.1; done
 fi
+case "$*" in *--no-kill*) while [ -e wait_for_signal ] && [ ! -e started ]; do sleep 0.01; done ;; esac
 code=$(head -1 codes); sed -i 1d codes
 [ -e last_words ] && cat last_words >&2
 if [ -e linger ]; then
@@ -91,9 +92,29 @@ class Sbatch(harness.Case):
         self.assertIn("the step of the rollout workers ended with exit 1", out)
         self.assertIn("no rollout workers (see above): the ranks were stopped", out)
         self.assertEqual(self.calls("step: "), ["step: USR1"])
+        (self.folder / "started").unlink()
         code, out = self.run_job(codes=(5,), TEMPER_WORKER_NODES="1")  # which would come again
         self.assertEqual(code, 4, out)
         self.assertEqual(out.count("the step of the rollout workers ended"), 1)
+        (self.folder / "started").unlink()
+        self.config("n2\n", "lost_nodes")
+        code, out = self.run_job(codes=(1,), TEMPER_WORKER_NODES="1", TEMPER_MAX_RESTARTS="0")
+        self.assertEqual(code, 4, out)
+        self.assertIn("a node of theirs is lost: requeued", out)
+        self.assertEqual(len(self.calls("scontrol requeue 7")), 1)
+
+    def test_workers_that_have_worked_may_end(self):
+        code, out = self.run_job(codes=(0, 0), TEMPER_WORKER_NODES="1")
+        self.assertEqual(code, 0, out)
+        self.config("1\n", "lost_nodes")
+        (self.folder / "wait_for_signal").touch()
+        process = self.start(codes=(2,), TEMPER_WORKER_NODES="1", TEMPER_WORKERS_LAST="0")
+        harness.wait_until(lambda: not (self.folder / "codes").read_text(), "the end of the workers")
+        time.sleep(0.3)
+        self.assertIsNone(process.poll())  # the ranks go on
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 75, out)
 
     def test_what_cannot_run_is_said_before_anything_starts(self):
         self.assertIn("1 tasks on 2 nodes leave some idle: give --ntasks-per-node", self.refused(SLURM_NTASKS="1"))

@@ -92,6 +92,15 @@ TEST(CommandReward, FailuresAreErrorsOfTheirCompletionAlone) {
   EXPECT_THAT(values_of(next), ElementsAre(1));
 }
 
+TEST(CommandReward, NobodyWaitsForWhatIsScoredWhenThePoolGoes) {
+  RewardSection section = command_section("sleep 10000");
+  section.processes = 1;
+  RewardPool pool(make_rewards(section, nullptr), /*timeout_s=*/10000);
+  pool.submit(group_of({"a", "b"}));
+  pool.submit(group_of({"c"}));
+  EXPECT_FALSE(pool.next(std::chrono::steady_clock::now() + std::chrono::milliseconds(50)));
+}
+
 TEST(CommandReward, SaysWhatIsWrongWithTheCommand) {
   RolloutGroup group = group_of({"a"});
   score_group(make_rewards(command_section("no-such-program-here 2>/dev/null"), nullptr), group);
