@@ -161,6 +161,7 @@ void RewardPool::work() {
       failure = std::current_exception();
     }
     lock.lock();
+    if (closed_) return;  // abandoned: that is no failure of a reward
     busy_seconds_ += stopwatch.seconds();
     failure_ = failure;
     if (failure) {

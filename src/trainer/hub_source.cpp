@@ -9,7 +9,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kPatience = std::chrono::seconds(5);  // then the ranks hear that nothing is there yet
 constexpr double kWarnAfterS = 60;
 
 }  // namespace
@@ -49,7 +48,7 @@ std::optional<RolloutGroup> HubSource::next_group(Clock::time_point deadline) {
 std::vector<RolloutGroup> HubSource::collect(Clock::time_point deadline) const {
   std::vector<RolloutGroup> groups;
   if (service_ == nullptr) return groups;
-  const Clock::time_point patience = Clock::now() + kPatience;
+  const Clock::time_point patience = Clock::now() + patience_;
   if (auto group = service_->next_group(std::min(deadline, patience))) groups.push_back(std::move(*group));
   return groups;
 }

@@ -20,11 +20,16 @@ class StoppedWaiting : public std::exception {
 class HubSource final : public RolloutSource {
  public:
   // service: null on all ranks but the first; outlives this. check: called now and then while nothing comes; throws
-  // where nothing can come any more. stop_requested: then five seconds without a group end the wait.
+  // where nothing can come any more. stop_requested: then `patience` without a group ends the wait.
   HubSource(
       HubService* service, const Ranks& ranks, std::function<void()> check,
-      std::function<bool()> stop_requested = [] { return false; })
-      : service_(service), ranks_(ranks), check_(std::move(check)), stop_requested_(std::move(stop_requested)) {}
+      std::function<bool()> stop_requested = [] { return false; },
+      std::chrono::milliseconds patience = std::chrono::seconds(5))
+      : service_(service),
+        ranks_(ranks),
+        check_(std::move(check)),
+        stop_requested_(std::move(stop_requested)),
+        patience_(patience) {}
 
   void request(std::vector<Prompt> prompts, int num_completions, const SamplingParams& sampling,
                RolloutPurpose purpose) override;
@@ -46,7 +51,8 @@ class HubSource final : public RolloutSource {
   Ranks ranks_;
   std::function<void()> check_;
   std::function<bool()> stop_requested_;
-  std::deque<RolloutGroup> groups_;  // shared, not handed out
+  std::chrono::milliseconds patience_;  // then the ranks hear that nothing is there yet
+  std::deque<RolloutGroup> groups_;     // shared, not handed out
   double wait_s_ = 0;
 };
 

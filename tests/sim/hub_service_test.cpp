@@ -5,7 +5,9 @@
 #include <gmock/gmock.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <filesystem>
+#include <numeric>
 #include <set>
 
 #include "core/error.h"
@@ -125,6 +127,38 @@ TEST_F(HubServiceTest, AStepThatAsksAgainGetsOthersForThoseThatTaughtNothing) {
   prompts.step_done();
   service->publish(1);
   EXPECT_THAT(serials(prompts.take(2)), ElementsAre(5, 6));
+}
+
+TEST_F(HubServiceTest, AStopEndsTheWaitForGroupsAndNoneIsLost) {
+  std::atomic<bool> stop = false;
+  const auto serve_and_stop = [&](int64_t max_staleness, const auto& act) {
+    const auto service = serve(max_staleness);
+    HubSource source(
+        service.get(), {}, [] {}, [&stop] { return stop.load(); }, std::chrono::milliseconds(20));
+    PromptFeed prompts = feed(source, max_staleness);
+    stop = false;
+    act(prompts, *service);
+  };
+  // A refill finds nobody: what was taken for the step is owed as the rest is.
+  const auto take_one_and_stop = [&](PromptFeed& prompts, HubService& service) {
+    {
+      const Parrot worker(service.address(), "a");
+      EXPECT_THAT(serials(prompts.take(2)), ElementsAre(0, 1));
+    }
+    stop = true;
+    EXPECT_THROW(while (true) prompts.take(1), StoppedWaiting);
+  };
+  serve_and_stop(0, [&](PromptFeed& prompts, HubService& service) {
+    take_one_and_stop(prompts, service);
+    EXPECT_EQ(prompts.cursor(), 0);  // the step begins anew
+    EXPECT_THAT(prompts.unended(), IsEmpty());
+  });
+  serve_and_stop(1, [&](PromptFeed& prompts, HubService& service) {
+    take_one_and_stop(prompts, service);
+    std::vector<int64_t> all(static_cast<size_t>(prompts.cursor()));
+    std::iota(all.begin(), all.end(), 0);
+    EXPECT_EQ(prompts.unended(), all);
+  });
 }
 
 TEST_F(HubServiceTest, WorkersRunAheadAsFarAsStalenessAllows) {
