@@ -8,9 +8,10 @@ Jobs of scripts/slurm/train.sbatch on the four nodes of scripts/slurm/mini_clust
 workers, one spare. The model is the quickstart's after some SFT, the workers are paced (bench/paced_reward.py) so that a step takes --step seconds.
 
 Lost is what passes from the end of the last step before the fault to that of the first new one after it was got over (the trainer was started again, or
-a killed worker's group came from another), less the undisturbed time of these steps and what the job waited in Slurm's queue, which is reported apart.
-That time is the mean step's in `table`; in `mixed` the pace of the steps' groups, divided by the workers. Each run must complete, train on each prompt once, and in `table` have the rewards of the undisturbed run: step by step where the number of
-ranks stays, else on the mean. Prints tables (Markdown) and one JSON line a fault; exit code 1 where a run falls short. Needs scripts/build.sh."""
+a killed worker's group came from another), less the undisturbed time of these steps. That time is the mean step's in `table`; in `mixed` the pace of the
+steps' groups, divided by the workers. What Slurm takes of it is reported apart: the job in its queue, and what it needs before that: from a node's death (or the last step that was taken all the same) until
+it calls the node down, and from the end of the job's last process until it is in the queue. Each run must complete, train on each prompt once, and in `table` have the rewards of the undisturbed run: step by step where the
+number of ranks stays, else on the mean. Prints tables (Markdown) and one JSON line a fault; exit code 1 where a run falls short. Needs scripts/build.sh."""
 import argparse
 import json
 import os
@@ -85,27 +86,54 @@ def hosts(expression):
     return command("scontrol", "show", "hostnames", expression).split()
 
 
-class QueueWatch:
-    """When a job was not running, looked at five times a second."""
+class SlurmWatch:
+    """What Slurm does with a job, looked at five times a second: when it was in the queue, and when it was neither there nor had a process left.
+    processes(): of the run, those that it has."""
 
-    def __init__(self, job):
-        self.job, self.waits, self.over = job, [], threading.Event()
+    def __init__(self, job, processes):
+        self.job, self.processes, self.over = job, processes, threading.Event()
+        self.queued, self.ending, self.unseen = [], [], []  # (begin, end)
+        self.down = {}  # node: since when it is dead and Slurm does not know
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
+    def node_died(self, node):
+        self.down[node] = time.time()
+
     def watch(self):
-        since = None
+        since = {}
+
+        def note(spans, is_so):
+            begin = since.get(id(spans))
+            if is_so and begin is None:
+                since[id(spans)] = time.time()
+            elif not is_so and begin is not None:
+                spans.append((begin, time.time()))
+                del since[id(spans)]
+
         while not self.over.wait(0.2):
             state = command("squeue", "--noheader", "--jobs", self.job, "--states=all", "--format=%T", check=False)
-            waits = state in ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "SPECIAL_EXIT")
-            if waits and since is None:
-                since = time.time()
-            elif not waits and since is not None:
-                self.waits.append((since, time.time()))
-                since = None
+            in_queue = state in ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "SPECIAL_EXIT")
+            note(self.queued, in_queue)
+            note(self.ending, not in_queue and state not in ("RUNNING", "COMPLETED") and not self.processes())
+            for node, since_s in list(self.down.items()):
+                # sinfo calls a dead node "mixed*" while it has jobs on it.
+                if "State=DOWN" in command("scontrol", "--oneliner", "show", "node", node, check=False):
+                    self.unseen.append((since_s, time.time()))
+                    del self.down[node]
 
-    def between(self, begin, end):
-        return sum(max(0.0, min(b, end) - max(a, begin)) for a, b in self.waits)
+    @staticmethod
+    def within(spans, begin, end):
+        return sum(max(0.0, min(b, end) - max(a, begin)) for a, b in spans)
+
+    def in_queue(self, begin, end):
+        return self.within(self.queued, begin, end)
+
+    def elsewhere(self, begin, end, steps):
+        """Seconds until it saw a dead node, since the last of the steps (their times) that could still be taken; and in which it ended a job that had
+        nothing to end."""
+        unseen = [(max([a, *(time for time in steps if a < time < b)]), b) for a, b in self.unseen]
+        return self.within(unseen, begin, end) + self.within(self.ending, begin, end)
 
 
 class Run:
@@ -119,7 +147,7 @@ class Run:
         self.job = self.submit("train.sbatch", worker_nodes, f"--nodes={nodes}", "--ntasks-per-node=1")
         if worker_nodes == 0:
             self.submit("rollout.sbatch", 0, "--nodes=1", f"--ntasks-per-node={WORKERS}")
-        self.queue = QueueWatch(self.job)
+        self.slurm = SlurmWatch(self.job, lambda: self.pids("train") + self.pids("rollout"))
         self.faults = []
 
     def submit(self, script, worker_nodes, *options):
@@ -197,8 +225,8 @@ class Run:
         self.wait_for(lambda: job_fields(self.job)["JobState"] == "COMPLETED", "its end", 120 + 3 * self.arguments.step * self.steps_wanted)
         self.ended = time.time()
         time.sleep(0.5)
-        self.queue.over.set()
-        self.queue.thread.join()
+        self.slurm.over.set()
+        self.slurm.thread.join()
 
     def usual_step(self):
         """Mean seconds of the steps that no fault touched."""
@@ -208,10 +236,12 @@ class Run:
 
     def losses(self, seconds_of):
         """seconds_of(steps): what these take undisturbed."""
+        times = [record["time"] for record in self.records()]
         for fault in self.faults:
-            queued = self.queue.between(fault["at"], fault["until"])
-            lost = fault["until"] - fault["at"] - queued - seconds_of(range(fault["step"] + 1, fault["step_after"] + 1))
-            yield fault | {"queue_s": round(queued, 2), "lost_s": round(lost, 2)}
+            span = fault["at"], fault["until"]
+            queued, elsewhere = self.slurm.in_queue(*span), self.slurm.elsewhere(*span, times)
+            lost = span[1] - span[0] - queued - elsewhere - seconds_of(range(fault["step"] + 1, fault["step_after"] + 1))
+            yield fault | {"queue_s": round(queued, 2), "slurm_s": round(elsewhere, 2), "lost_s": round(lost, 2)}
 
     def paces(self):
         """{step: seconds that the workers took for its groups}, which do not depend on what befell the run."""
@@ -254,6 +284,12 @@ def requeue_with(run, nodes):
     command("scontrol", "update", f"JobId={run.job}", f"NumNodes={nodes}", f"NumTasks={nodes}")
 
 
+def kill_node(run, index):
+    node = run.node_list()[index]
+    run.slurm.node_died(node)
+    command(SLURM / "mini_cluster.sh", "kill", node)
+
+
 def drain(run):
     command("scontrol", "update", f"NodeName={run.node_list()[0]}", "State=DRAIN", "Reason=maintenance")
     command("scancel", "--signal=USR1", "--batch", run.job)  # as scripts do that empty a node before its time
@@ -262,8 +298,8 @@ def drain(run):
 FAULTS = {
     "worker killed": lambda run: kill(run.pids("rollout")[0]),
     "rank killed": lambda run: kill(run.pids("train")[-1]),
-    "worker node lost": lambda run: command(SLURM / "mini_cluster.sh", "kill", run.node_list()[-1]),
-    "trainer node lost": lambda run: command(SLURM / "mini_cluster.sh", "kill", run.node_list()[0]),
+    "worker node lost": lambda run: kill_node(run, -1),
+    "trainer node lost": lambda run: kill_node(run, 0),
     "node drained": drain,
     "time nearly over (USR1)": lambda run: command("scancel", "--signal=USR1", "--batch", run.job),
     "preempted (requeued by Slurm)": lambda run: command("scontrol", "requeue", run.job),
@@ -317,9 +353,10 @@ def table(arguments, folder):
         for loss in losses:
             print(json.dumps(loss), flush=True)
         rows.append((kind, losses, not problems, run.ended - run.begun))
-    print("\n| fault | seconds lost | in Slurm's queue | completed, each prompt once, rewards of the undisturbed run |\n| --- | --- | --- | --- |")
+    print("\n| fault | seconds lost | until Slurm knew, and ended the job | in its queue | completed, each prompt once, rewards of the undisturbed run |\n| --- | --- | --- | --- | --- |")
     for kind, losses, good, _ in rows:
-        print(f"| {kind} | {' + '.join(format(loss['lost_s'], '.1f') for loss in losses)} | {' + '.join(format(loss['queue_s'], '.1f') for loss in losses)} | {'yes' if good else 'no'} |")
+        columns = [" + ".join(format(loss[key], ".1f") for loss in losses) for key in ("lost_s", "slurm_s", "queue_s")]
+        print(f"| {kind} | {' | '.join(columns)} | {'yes' if good else 'no'} |")
     return failed
 
 
@@ -338,13 +375,15 @@ def mixed(arguments, folder):
     seconds_of = lambda steps: sum(paces[step] for step in steps)
     records = run.records()
     first = records[0]["time"]
-    wall, queued = records[-1]["time"] - first, run.queue.between(first, records[-1]["time"])
+    last = records[-1]["time"]
+    wall, queued, elsewhere = last - first, run.slurm.in_queue(first, last), run.slurm.elsewhere(first, last, [record["time"] for record in records])
     useful = seconds_of(range(2, len(records) + 1))
-    print("\n| fault | at step | seconds lost | in Slurm's queue |\n| --- | --- | --- | --- |")
+    print("\n| fault | at step | seconds lost | until Slurm knew, and ended the job | in its queue |\n| --- | --- | --- | --- | --- |")
     for loss in run.losses(seconds_of):
-        print(f"| {loss['kind']} | {loss['step']} | {loss['lost_s']:.1f} | {loss['queue_s']:.1f} |")
-    print(f"\n{len(records)} steps of {useful / (len(records) - 1):.1f} s; wall time from the end of the first to the end of the last {wall:.0f} s, of these {queued:.0f} s in Slurm's queue; "
-          f"useful: {useful / (wall - queued):.1%} of the rest (asked for: 95%)")
+        print(f"| {loss['kind']} | {loss['step']} | {loss['lost_s']:.1f} | {loss['slurm_s']:.1f} | {loss['queue_s']:.1f} |")
+    print(f"\n{len(records)} steps of {useful / (len(records) - 1):.1f} s; wall time from the end of the first to the end of the last {wall:.0f} s, of these {queued:.0f} s in Slurm's queue "
+          f"and {elsewhere:.0f} s until it knew of a dead node or had ended a job without processes; useful: {useful / (wall - queued):.1%} of what was not in the queue, "
+          f"{useful / (wall - queued - elsewhere):.1%} without these too (asked for: 95%)")
     return failed
 
 

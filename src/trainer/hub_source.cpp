@@ -10,6 +10,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kWarnAfterS = 60;
+constexpr std::chrono::milliseconds kLookForStop(100);
 
 }  // namespace
 
@@ -27,7 +28,7 @@ std::optional<RolloutGroup> HubSource::next_group(Clock::time_point deadline) {
   double warned_s = 0;
   for (Signs signs; groups_.empty() && !signs.late;) {
     const bool stop = stop_requested_();  // before the wait: it is to have its whole time
-    std::vector<RolloutGroup> groups = collect(deadline);
+    std::vector<RolloutGroup> groups = collect(deadline, stop);
     signs = share(std::move(groups), {Clock::now() >= deadline, stop});
     if (signs.stop && groups_.empty()) throw StoppedWaiting();
     if (service_ == nullptr || !groups_.empty()) continue;
@@ -44,12 +45,19 @@ std::optional<RolloutGroup> HubSource::next_group(Clock::time_point deadline) {
   return group;
 }
 
-// The next group, with what else is there already; on the first rank alone.
-std::vector<RolloutGroup> HubSource::collect(Clock::time_point deadline) const {
+// The next group; on the first rank alone. Ends early where a stop is requested meanwhile, and, in a wait that began
+// with it, where no worker is left: those of a job that is ended leave with it, and then nothing can come.
+std::vector<RolloutGroup> HubSource::collect(Clock::time_point deadline, bool stopping) const {
   std::vector<RolloutGroup> groups;
   if (service_ == nullptr) return groups;
-  const Clock::time_point patience = Clock::now() + patience_;
-  if (auto group = service_->next_group(std::min(deadline, patience))) groups.push_back(std::move(*group));
+  const Clock::time_point end = std::min(deadline, Clock::now() + patience_);
+  for (bool over = false; groups.empty() && !over;) {
+    over = stopping ? service_->num_workers() == 0 : stop_requested_();
+    const Clock::time_point now = Clock::now();
+    if (auto group = service_->next_group(over ? now : std::min(end, now + kLookForStop)))
+      groups.push_back(std::move(*group));
+    over = over || Clock::now() >= end;
+  }
   return groups;
 }
 

@@ -20,7 +20,8 @@ class StoppedWaiting : public std::exception {
 class HubSource final : public RolloutSource {
  public:
   // service: null on all ranks but the first; outlives this. check: called now and then while nothing comes; throws
-  // where nothing can come any more. stop_requested: then `patience` without a group ends the wait.
+  // where nothing can come any more. stop_requested: then the wait ends without workers, or after `patience` without
+  // a group.
   HubSource(
       HubService* service, const Ranks& ranks, std::function<void()> check,
       std::function<bool()> stop_requested = [] { return false; },
@@ -40,7 +41,7 @@ class HubSource final : public RolloutSource {
   double take_wait_s() { return std::exchange(wait_s_, 0); }
 
  private:
-  std::vector<RolloutGroup> collect(std::chrono::steady_clock::time_point deadline) const;
+  std::vector<RolloutGroup> collect(std::chrono::steady_clock::time_point deadline, bool stopping) const;
   // Of a round of waiting: the first rank's time is up; any rank is to stop.
   struct Signs {
     bool late = false, stop = false;
