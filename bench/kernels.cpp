@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -219,6 +220,22 @@ void bench_vocab(int64_t num_rows) {
                    gb);
 }
 
+// What a step of one sequence is bound by: weights that come from memory.
+void bench_memory() {
+  constexpr int64_t kWords = int64_t{1} << 25;
+  const at::Tensor words = at::ones({kWords}, at::kLong);
+  const int64_t* data = words.const_data_ptr<int64_t>();
+  std::atomic<int64_t> sum{0};  // so that the loop is not left out
+  report_bandwidth("memory read, 256 MiB", "temper", measure([&] {
+                     at::parallel_for(0, kWords, kWords / at::get_num_threads(), [&](int64_t begin, int64_t end) {
+                       int64_t own = 0;
+                       for (int64_t i = begin; i < end; ++i) own += data[i];
+                       sum += own;
+                     });
+                   }),
+                   kWords * 8e-9);
+}
+
 }  // namespace
 }  // namespace temper
 
@@ -253,5 +270,6 @@ int main(int argc, char** argv) {
   bench_elementwise(2048);
   bench_elementwise(64);
   bench_vocab(64);
+  bench_memory();
   return 0;
 }

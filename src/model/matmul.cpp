@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "model/cpu_dispatch.h"
 #include "model/elementwise_kernels.h"
+#include "model/few_rows_product.h"
 #include "model/large_pages.h"
 
 namespace temper {
@@ -26,7 +27,7 @@ constexpr int64_t kInnerChunk = 256;  // of a weight gradient's sum over tokens
 constexpr int64_t kInnerStep = 64;    // its padding: bounds the number of compiled kernels
 // Turns of each thread in a product: cores that share their time with others differ in speed. With few rows it is
 // memory that limits, and long runs of weights come fastest.
-constexpr int64_t kTurns = 6, kFewRows = 8;
+constexpr int64_t kTurns = 6, kMemoryBoundRows = 8;
 
 // f32 sums are cut into pieces of the inner dimension, each summed in registers and then added: the rounding error of a
 // long sum falls with the square root of their number. bf16 operands are rounded far more coarsely than that.
@@ -37,16 +38,33 @@ constexpr int64_t kSumPiece = std::is_same_v<T, at::BFloat16> ? INT64_MAX : 64;
 template <class T>
 constexpr int64_t kPairOf = std::is_same_v<T, at::BFloat16> ? 2 : 1;
 
-// Any number of rows: kernels are compiled per shape, so rows go in powers of two.
+// rows: a power of two.
+template <class T>
+void step_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b,
+                  float* c, int64_t columns) {
+  constexpr bool kPairs = std::is_same_v<T, at::BFloat16>;
+  if constexpr (kPairs)
+    if (rows <= kFewRows && has_few_rows_product())
+      return few_rows_product(rows, {.x = a,
+                                     .x_stride = lda,
+                                     .weights = b,
+                                     .num_inputs = inner,
+                                     .num_columns = columns,
+                                     .add = add,
+                                     .out = c,
+                                     .out_stride = ldc});
+  for (int64_t k = 0; k < inner; k += std::min(kSumPiece<T>, inner - k))
+    blas::brgemm(rows, columns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb, c,
+                 kPairs);
+}
+
+// Any number of rows: kernels are compiled per shape, so rows go in powers of two. ldb: 64.
 template <class T>
 void tile_product(int64_t rows, int64_t inner, int64_t lda, int64_t ldb, int64_t ldc, bool add, const T* a, const T* b,
                   float* c, int64_t columns = kColumns) {
-  constexpr bool kPairs = std::is_same_v<T, at::BFloat16>;
   for (int64_t step = kRows; rows > 0; step /= 2) {
     while (rows >= step) {
-      for (int64_t k = 0; k < inner; k += std::min(kSumPiece<T>, inner - k))
-        blas::brgemm(step, columns, std::min(kSumPiece<T>, inner - k), lda, ldb, ldc, add || k > 0, a + k, b + k * ldb,
-                     c, kPairs);
+      step_product(step, inner, lda, ldb, ldc, add, a, b, c, columns);
       a += step * lda;
       c += step * ldc;
       rows -= step;
@@ -219,7 +237,7 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
   const float* bias_data = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
   const bool to_bf16 = out.scalar_type() == at::kBFloat16;
   void* out_data = out.mutable_data_ptr();
-  const int64_t split = split_of((part.last_tile - part.first_tile) * row_tiles), width = kColumns / split;
+  const int64_t split = split_of((part.last_tile - part.first_tile) * row_tiles);
   const ElementwiseKernels& kernels = elementwise_kernels();
   for_each_dtype(compute_, [&](auto zero) {
     using T = decltype(zero);
@@ -232,7 +250,7 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
     const void* packed = packed_.const_data_ptr();
     const float* scales = is_int8 ? scales_.const_data_ptr<float>() : nullptr;
     const int64_t items = (part.last_tile - part.first_tile) * split * row_tiles;
-    const int64_t turns = at::get_num_threads() * (rows > kFewRows ? kTurns : 1);
+    const int64_t turns = at::get_num_threads() * (rows > kMemoryBoundRows ? kTurns : 1);
     const int64_t run_length = std::max<int64_t>(1, (items + turns - 1) / turns);
     parallel_tasks((items + run_length - 1) / run_length, [&](int64_t turn) {
       const int64_t begin = turn * run_length, end = std::min(items, begin + run_length);
@@ -241,7 +259,11 @@ void PackedMatrix::run(const at::Tensor& x, const Part& part, at::Tensor& out, c
       int64_t piece_of_b = -1;  // serves all rows
       for (int64_t item = begin; item < end; ++item) {
         const int64_t piece = item / row_tiles, row = item % row_tiles * kRows;
-        const int64_t tile = part.first_tile + piece / split, shift = piece % split * width;
+        const int64_t tile = part.first_tile + piece / split, shift = piece % split * (kColumns / split);
+        // Halves of one tile that come one after the other are one tile: its memory is read as it lies.
+        const bool rejoined = split == 2 && row_tiles == 1 && shift == 0 && item + 1 < end;
+        const int64_t width = rejoined ? kColumns : kColumns / split;
+        if (rejoined) ++item;
         const int64_t tile_rows = std::min(kRows, rows - row);
         const int64_t column = (tile - part.first_tile) * kColumns + shift;  // in out
         const int64_t columns = std::min(width, out_columns - column);

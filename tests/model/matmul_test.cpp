@@ -85,6 +85,32 @@ TEST(PackedMatrix, RowDoesNotDependOnItsNeighboursNorOnThreads) {
   }
 }
 
+// One to seven rows take another kernel where the CPU has one (few_rows_product.h).
+TEST(PackedMatrix, FewRowsHaveTheBitsThatTheyHaveAmongMany) {
+  for (const auto compute : compute_dtypes())
+    for (const int64_t inputs : {7, 96, 1537})
+      for (const int64_t outputs : {64, 300}) {
+        PackedMatrix packed;
+        packed.pack(random({outputs, inputs}, 16), compute);
+        const at::Tensor x = random({64, inputs}, 17).to(compute), bias = random({outputs}, 18);
+        const at::Tensor before = random({64, outputs}, 19).mul_(100);
+        at::Tensor all_added = before.clone();
+        packed.multiply_add(x, all_added);
+        for (const auto out_dtype : {at::kFloat, compute}) {
+          const at::Tensor all = packed.multiply(x, out_dtype, bias);
+          for (int64_t count = 1; count < 8; ++count)
+            EXPECT_TRUE(at::equal(packed.multiply(x.narrow(0, 9, count), out_dtype, bias), all.narrow(0, 9, count)))
+                << count << " rows of " << inputs << " inputs, " << outputs << " outputs";
+        }
+        for (int64_t count = 1; count < 8; ++count) {
+          at::Tensor added = before.narrow(0, 9, count).clone();
+          packed.multiply_add(x.narrow(0, 9, count), added);
+          EXPECT_TRUE(at::equal(added, all_added.narrow(0, 9, count)))
+              << count << " rows added, " << inputs << " inputs, " << outputs << " outputs";
+        }
+      }
+}
+
 TEST(PackedMatrix, HalvesOfTilesGiveTheSameBits) {
   // 5 and 33 tiles: odd numbers, which two threads share out in halves.
   for (const auto compute : compute_dtypes())
