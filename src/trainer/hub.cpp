@@ -36,12 +36,20 @@ void Hub::request(std::vector<Prompt> prompts, int num_completions, const Sampli
   }
 }
 
-std::optional<RolloutGroup> Hub::take() {
-  const auto wanted = std::find_if(outcomes_.begin(), outcomes_.end(), [this](const RolloutGroup& group) {
+RolloutGroup HubGroup::unpack() && {
+  RolloutGroup group;
+  group.prompt = std::move(prompt);
+  group.purpose = purpose;
+  group.completions = completions.unpack();
+  return group;
+}
+
+std::optional<HubGroup> Hub::take() {
+  const auto wanted = std::find_if(outcomes_.begin(), outcomes_.end(), [this](const HubGroup& group) {
     return num_eval_ == 0 || group.purpose == RolloutPurpose::kEval;
   });
   if (wanted != outcomes_.end()) {
-    RolloutGroup group = std::move(*wanted);
+    HubGroup group = std::move(*wanted);
     outcomes_.erase(wanted);
     if (group.purpose == RolloutPurpose::kEval) --num_eval_;
     return group;
@@ -56,10 +64,7 @@ std::optional<RolloutGroup> Hub::take() {
   if (!taken) return std::nullopt;
   ++counters_.num_consumed;
   const auto entry = entries_.find(taken->ticket);
-  RolloutGroup group;
-  group.prompt = std::move(entry->second.prompt);
-  group.purpose = entry->second.purpose;
-  group.completions = taken->completions.unpack();
+  HubGroup group{std::move(entry->second.prompt), entry->second.purpose, std::move(taken->completions)};
   tickets_.erase(group.prompt.serial);
   entries_.erase(entry);
   return group;
@@ -86,7 +91,7 @@ void Hub::finish() {
 std::vector<int64_t> Hub::unended() const {
   std::vector<int64_t> serials;
   for (const auto& [serial, ticket] : tickets_) serials.push_back(serial);
-  for (const RolloutGroup& group : outcomes_)  // failed, and not told to the trainer yet
+  for (const HubGroup& group : outcomes_)  // failed, and not told to the trainer yet
     if (group.purpose == RolloutPurpose::kTrain) serials.push_back(group.prompt.serial);
   std::sort(serials.begin(), serials.end());
   return serials;
@@ -258,20 +263,15 @@ std::string Hub::why_invalid(const Entry& entry, const ActiveLease& lease, const
   return "";
 }
 
-RolloutGroup Hub::group_of(const Entry& entry) {
-  RolloutGroup group;
-  group.prompt = entry.prompt;
-  group.purpose = entry.purpose;
-  return group;
-}
+HubGroup Hub::group_of(const Entry& entry) { return {entry.prompt, entry.purpose}; }
 
 ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result) {
   const int64_t ticket = lease.ticket;
   Entry& entry = entries_.at(ticket);
   if (!is_training(entry)) {
     ++counters_.num_accepted;
-    RolloutGroup group = group_of(entry);
-    group.completions = result.completions.unpack();
+    HubGroup group = group_of(entry);
+    group.completions = std::move(result.completions);
     outcomes_.push_back(std::move(group));
     entries_.erase(ticket);
     return ResultVerdict::kAccepted;
@@ -307,10 +307,11 @@ void Hub::put_back(int64_t ticket, bool failed, const std::string& why) {
   entry.state = PromptState::kQueued;
   if (failed && ++entry.num_failures >= options_.max_attempts && rules_.bound_attempts) {
     ++counters_.num_failed;
-    RolloutGroup group = group_of(entry);
-    group.completions.resize(static_cast<size_t>(entry.num_completions));
-    for (Completion& completion : group.completions)
+    HubGroup group = group_of(entry);
+    std::vector<Completion> completions(static_cast<size_t>(entry.num_completions));
+    for (Completion& completion : completions)
       completion.error = format("given up after {} attempts; the last: {}", entry.num_failures, why);
+    group.completions = completions;
     if (is_training(entry)) tickets_.erase(group.prompt.serial);
     outcomes_.push_back(std::move(group));
     entries_.erase(ticket);

@@ -77,6 +77,14 @@ struct Reissue {
   int64_t waited_ms = 0;  // from the loss, as far as the hub knew of it
 };
 
+// A group for the trainer. unpack() takes long enough not to be done while others wait for the hub.
+struct HubGroup {
+  Prompt prompt;
+  RolloutPurpose purpose = RolloutPurpose::kTrain;
+  PackedCompletions completions = {};
+  RolloutGroup unpack() &&;
+};
+
 class Hub {
  public:
   struct Outgoing {
@@ -97,7 +105,7 @@ class Hub {
                RolloutPurpose purpose);
   // The next group for the trainer: a failed prompt's (its completions carry the error), then, while evaluation is
   // outstanding, evaluation's alone, then baselines, then what the group buffer gives.
-  std::optional<RolloutGroup> take();
+  std::optional<HubGroup> take();
   void filtered(int64_t count = 1);  // groups that were taken and teach nothing
   // A step was taken, its weights can be fetched.
   void publish(PolicyVersion version);
@@ -175,7 +183,7 @@ class Hub {
   ResultVerdict judge(const GroupResult& result, std::string& why) const;
   std::string why_invalid(const Entry& entry, const ActiveLease& lease, const GroupResult& result) const;
   ResultVerdict accept(const ActiveLease& lease, GroupResult& result);
-  static RolloutGroup group_of(const Entry& entry);
+  static HubGroup group_of(const Entry& entry);
   void end_lease(Leases::iterator lease);
   void put_back(int64_t ticket, bool failed, const std::string& why);
   void lose_lease(int64_t id, bool requeue, const std::string& why);
@@ -204,9 +212,9 @@ class Hub {
   std::unordered_map<std::string, std::string> routes_;  // by name, of the newest worker of that name
   // Workers with credit left, by the version of their weights: leases held and route.
   std::map<PolicyVersion, std::set<std::pair<size_t, std::string>>> open_;
-  std::deque<RolloutGroup> outcomes_;  // failed prompts and finished ones of other purposes
-  int64_t num_eval_ = 0;               // entries of evaluation that have not ended
-  int64_t now_ms_ = 0;                 // of the last receive() or tick()
+  std::deque<HubGroup> outcomes_;  // failed prompts and finished ones of other purposes
+  int64_t num_eval_ = 0;           // entries of evaluation that have not ended
+  int64_t now_ms_ = 0;             // of the last receive() or tick()
   std::vector<Outgoing> outbox_;
   std::vector<Reissue> reissues_;
   HubCounters counters_;

@@ -83,7 +83,10 @@ std::optional<RolloutGroup> HubService::next_group(Clock::time_point deadline) {
     const int64_t num_reissued = hub_.counters().num_reissued;
     auto group = hub_.take();
     if (hub_.counters().num_reissued > num_reissued) server_.wake();  // prompts of groups that were too old
-    if (group) return group;
+    if (group) {
+      lock.unlock();
+      return std::move(*group).unpack();
+    }
     if (late) return std::nullopt;
     late = changed_.wait_until(lock, deadline) == std::cv_status::timeout;
   }

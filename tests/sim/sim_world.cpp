@@ -427,9 +427,9 @@ void World::train() {
   if (!hub_ || training_ || done_) return;
   request_more();
   while (taken_ < wanted_ || evaluating_ > 0) {
-    std::optional<RolloutGroup> group = hub_->take();
+    std::optional<HubGroup> group = hub_->take();
     if (!group) break;
-    take_group(std::move(*group));
+    take_group(std::move(*group).unpack());
     request_more();
   }
   hub_->tick(now_);

@@ -170,7 +170,7 @@ TEST_F(HubTest, WhatALeaseDidNotAskForIsRefusedAndItsPromptGivenOutAgain) {
   // Two attempts were allowed: the trainer learns that the prompt failed, and why.
   const auto failed = hub->take();
   ASSERT_TRUE(failed);
-  EXPECT_THAT(failed->completions.at(0).error, HasSubstr("given up after 2 attempts; the last: token id 50"));
+  EXPECT_THAT(failed->completions.unpack().at(0).error, HasSubstr("given up after 2 attempts; the last: token id 50"));
 }
 
 TEST_F(HubTest, ASilentWorkersPromptsAreGivenToAnother) {
