@@ -3,10 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
+#include <optional>
 
 #include "comm/frame_queue.h"
 #include "core/error.h"
+#include "core/rng.h"
 
 namespace temper {
 namespace {
@@ -90,6 +94,57 @@ TEST(PackedCompletions, AreNotMadeOfWhatContradictsItself) {
     EXPECT_THAT(error([bad](Completion& one) { one.logprobs[1] = bad; }), HasSubstr("not finite"));
     EXPECT_THAT(error([bad](Completion& one) { one.behavior_logprobs[0] = bad; }), HasSubstr("not finite"));
   }
+}
+
+// Two readers of the same bytes: what the hub keeps packed, workers and trainer unfold.
+TEST(PackedCompletions, TakeTheBytesThatTheOtherReaderTakesAndNoOthers) {
+  Completion mixed = completion_of({70000, 3, 12}, 4);
+  mixed.policy_versions = {4, 5, 5};
+  mixed.mask = {1, 0, 1};
+  Completion same = completion_of({1, 2}, 7);
+  same.behavior_logprobs = same.logprobs;
+  same.error = "late";
+  WireWriter writer;
+  write_completions({mixed, same, {}, completion_of({5}, 1)}, writer);
+  const std::string whole = writer.take();
+  const auto agrees = [](const Completion& one) {
+    const size_t size = one.token_ids.size();
+    const auto finite = [](float x) { return std::isfinite(x); };
+    return one.logprobs.size() == size && one.behavior_logprobs.size() == size && one.policy_versions.size() == size &&
+           one.mask.size() == size && std::all_of(one.logprobs.begin(), one.logprobs.end(), finite) &&
+           std::all_of(one.behavior_logprobs.begin(), one.behavior_logprobs.end(), finite) &&
+           std::all_of(one.mask.begin(), one.mask.end(), [](uint8_t mask) { return mask <= 1; });
+  };
+  SplitMix64 rng(5);
+  int taken = 0, refused = 0;
+  for (int i = 0; i < 50'000; ++i) {
+    std::string bytes = whole;
+    for (auto changes = rng.in_range(0, 3); changes > 0; --changes)
+      bytes[static_cast<size_t>(rng.in_range(0, std::ssize(bytes) - 1))] ^= static_cast<char>(1 << rng.in_range(0, 7));
+    if (rng.in_range(0, 9) == 0) bytes.resize(static_cast<size_t>(rng.in_range(0, std::ssize(bytes))));
+    std::optional<std::vector<Completion>> completions;
+    WireReader reader(bytes), packing_reader(bytes);
+    try {
+      completions = read_completions(reader);
+    } catch (const FormatError&) {
+    }
+    if (completions && !std::all_of(completions->begin(), completions->end(), agrees)) completions.reset();
+    std::optional<PackedCompletions> packed;
+    try {
+      packed = PackedCompletions::read(packing_reader);
+    } catch (const FormatError&) {
+    }
+    ASSERT_EQ(completions.has_value(), packed.has_value()) << "mutation " << i;
+    ++(packed ? taken : refused);
+    if (!packed) continue;
+    EXPECT_EQ(reader.left(), packing_reader.left());
+    WireWriter a, b;
+    write_completions(*completions, a);
+    write_completions(packed->unpack(), b);
+    ASSERT_EQ(a.take(), b.take()) << "mutation " << i;
+  }
+  EXPECT_GT(taken, 5'000);
+  EXPECT_GT(refused, 5'000);
 }
 
 TEST(FrameQueue, PutsSeveralMessagesIntoAFrameAndKeepsWhatWasNotSent) {

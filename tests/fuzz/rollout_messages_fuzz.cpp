@@ -21,6 +21,7 @@ void read_and_write(std::string_view bytes) {
   } catch (const FormatError&) {
     return;
   }
+  if (const auto* result = std::get_if<GroupResult>(&message.body)) result->completions.unpack();
   const std::string once = encode(message);
   if (encode(decode_rollout_message(once)) != once) std::abort();
 }
