@@ -5,8 +5,8 @@ the same quickstart model from the same SFT, in wall time and in steps.
     .deps/python/bin/python bench/async_speedup.py [--seeds 42 43 44] [--steps 150] [--out docs/images/async_speedup.svg]
 
 Two cores cannot hold trainer and workers that are both busy, so the workers are paced: each group waits in its reward for a log-normal time
-(bench/paced_reward.py) whose mean makes the generation of a step take as long as its training, which is measured first. Needs
-scripts/setup.sh --python and scripts/build.sh. Prints one JSON line a run and a table (Markdown)."""
+(bench/paced_reward.py) whose mean makes the generation of a step take as long as its training, which is measured first. --unpaced leaves the waits
+out: then trainer and workers (--workers 1 or 2) take the cores from each other. Needs scripts/setup.sh --python and scripts/build.sh. Prints one JSON line a run and a table (Markdown)."""
 import argparse
 import json
 import os
@@ -35,9 +35,7 @@ num_generations = 16
 max_completion_length = 6
 max_num_seqs = 16
 [reward]
-functions = ["task", "command"]
-weights = [1.0, 0.0]
-command = "python3 {pace} {mean} pace"
+{reward}
 [algo]
 preset = "grpo"
 kl_coef = 0.001
@@ -53,6 +51,11 @@ local_every_steps = 0
 [log]
 tensorboard = false
 """
+PACED = """functions = ["task", "command"]
+weights = [1.0, 0.0]
+command = "python3 {pace} {mean:.4f} pace"
+"""
+UNPACED = 'functions = ["task"]'
 STALENESS = [0, 1, 2, 4]
 COLORS = {0: "#718096", 1: "#2b6cb0", 2: "#2f855a", 4: "#c05621"}
 
@@ -66,7 +69,8 @@ def temper(arguments, *words):
 
 def configuration(arguments, folder, model, mean, steps):
     path = folder / "async.toml"
-    path.write_text(CONFIG.format(folder=folder, model=model, pace=ROOT / "bench/paced_reward.py", mean=f"{mean:.4f}", prompts=arguments.prompts, steps=steps))
+    reward = UNPACED if arguments.unpaced else PACED.format(pace=ROOT / "bench/paced_reward.py", mean=mean)
+    path.write_text(CONFIG.format(folder=folder, model=model, reward=reward, prompts=arguments.prompts, steps=steps))
     return path
 
 
@@ -118,6 +122,7 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--unpaced", action="store_true", help="workers as fast as the cores let them")
     parser.add_argument("--out", help="SVG to draw")
     arguments = parser.parse_args()
     if arguments.out:
