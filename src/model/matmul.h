@@ -1,9 +1,10 @@
 // Matrix products with weights packed once per policy version. CPU: oneDNN's small-matrix kernels (brgemm, through
-// LibTorch) over fixed tiles, one thread a tile, the inner dimension in fixed pieces: so a row of the result depends
-// on that row of x and on the weights alone, never on what shares the batch nor on the number of threads. bf16 operands
-// accumulate in f32 and may come out as f32. Int8 weights (generation only) are widened to the compute dtype a tile at
-// a time, just before they are multiplied. Other devices: LibTorch's products, bf16 operands summed in f32 there too.
-// Thread-safe for concurrent multiply(); pack() must not run beside it.
+// LibTorch; of few rows a kernel of our own with the same bits, few_rows_product.h) over fixed tiles, one thread a
+// tile, the inner dimension in fixed pieces: so a row of the result depends on that row of x and on the weights alone,
+// never on what shares the batch nor on the number of threads. bf16 operands accumulate in f32 and may come out as f32.
+// Int8 weights (generation only) are widened to the compute dtype a tile at a time, just before they are multiplied.
+// Other devices: LibTorch's products, bf16 operands summed in f32 there too. Thread-safe for concurrent multiply();
+// pack() must not run beside it.
 #pragma once
 #include <ATen/core/Tensor.h>
 
