@@ -6,7 +6,8 @@ the same quickstart model from the same SFT, in wall time and in steps.
 
 Two cores cannot hold trainer and workers that are both busy, so the workers are paced: each group waits in its reward for a log-normal time
 (bench/paced_reward.py) whose mean makes the generation of a step take as long as its training, which is measured first. --unpaced leaves the waits
-out: then trainer and workers (--workers 1 or 2) take the cores from each other. Needs scripts/setup.sh --python and scripts/build.sh. Prints one JSON line a run and a table (Markdown)."""
+out: then trainer and workers (--workers 1 or 2) take the cores from each other. Needs scripts/setup.sh --python and scripts/build.sh. Prints one JSON
+line a run and a table (Markdown)."""
 import argparse
 import json
 import os

@@ -9,9 +9,11 @@ workers, one spare. The model is the quickstart's after some SFT, the workers ar
 
 Lost is what passes from the end of the last step before the fault to that of the first new one after it was got over (the trainer was started again, or
 a killed worker's group came from another), less the undisturbed time of these steps. That time is the mean step's in `table`; in `mixed` the pace of the
-steps' groups, divided by the workers. What Slurm takes of it is reported apart: the job in its queue, and what it needs before that: from a node's death (or the last step that was taken all the same) until
-it calls the node down, and from the end of the job's last process until it is in the queue. Each run must complete, train on each prompt once, and in `table` have the rewards of the undisturbed run: step by step where the
-number of ranks stays, else on the mean. Prints tables (Markdown) and one JSON line a fault; exit code 1 where a run falls short. Needs scripts/build.sh."""
+steps' groups, divided by the workers. What Slurm takes of it is reported apart: the job in its queue, and what it needs before that: from a node's
+death (or the last step that was taken all the same) until it calls the node down, and from the end of the job's last process until it is in the queue.
+
+Each run must complete, train on each prompt once, and in `table` have the rewards of the undisturbed run: step by step where the number of ranks stays,
+else on the mean. Prints tables (Markdown) and one JSON line a fault; exit code 1 where a run falls short. Needs scripts/build.sh."""
 import argparse
 import json
 import os
@@ -86,54 +88,61 @@ def hosts(expression):
     return command("scontrol", "show", "hostnames", expression).split()
 
 
+class Spans:
+    """When something was so: [(begin, end)]."""
+
+    def __init__(self):
+        self.ended, self.since = [], None
+
+    def note(self, is_so):
+        if is_so and self.since is None:
+            self.since = time.time()
+        elif not is_so and self.since is not None:
+            self.ended.append((self.since, time.time()))
+            self.since = None
+
+    def within(self, begin, end, but_before=()):
+        """Seconds; of each span only what comes after the last of the times but_before that lie in it."""
+        total = 0.0
+        for a, b in self.ended:
+            a = max([a, begin, *(t for t in but_before if a < t < b)])
+            total += max(0.0, min(b, end) - a)
+        return total
+
+
 class SlurmWatch:
-    """What Slurm does with a job, looked at five times a second: when it was in the queue, and when it was neither there nor had a process left.
-    processes(): of the run, those that it has."""
+    """What Slurm does with a job, looked at five times a second: when it was in the queue, when it was neither there nor had a process left, and when
+    a node of it was dead without Slurm's knowledge. processes(): of the run, those that it has."""
 
     def __init__(self, job, processes):
         self.job, self.processes, self.over = job, processes, threading.Event()
-        self.queued, self.ending, self.unseen = [], [], []  # (begin, end)
-        self.down = {}  # node: since when it is dead and Slurm does not know
+        self.queued, self.ending, self.unseen = Spans(), Spans(), Spans()
+        self.dead_node = None
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
     def node_died(self, node):
-        self.down[node] = time.time()
+        self.unseen.note(True)
+        self.dead_node = node
 
     def watch(self):
-        since = {}
-
-        def note(spans, is_so):
-            begin = since.get(id(spans))
-            if is_so and begin is None:
-                since[id(spans)] = time.time()
-            elif not is_so and begin is not None:
-                spans.append((begin, time.time()))
-                del since[id(spans)]
-
         while not self.over.wait(0.2):
             state = command("squeue", "--noheader", "--jobs", self.job, "--states=all", "--format=%T", check=False)
             in_queue = state in ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "SPECIAL_EXIT")
-            note(self.queued, in_queue)
-            note(self.ending, not in_queue and state not in ("RUNNING", "COMPLETED") and not self.processes())
-            for node, since_s in list(self.down.items()):
-                # sinfo calls a dead node "mixed*" while it has jobs on it.
-                if "State=DOWN" in command("scontrol", "--oneliner", "show", "node", node, check=False):
-                    self.unseen.append((since_s, time.time()))
-                    del self.down[node]
-
-    @staticmethod
-    def within(spans, begin, end):
-        return sum(max(0.0, min(b, end) - max(a, begin)) for a, b in spans)
+            self.queued.note(in_queue)
+            self.ending.note(not in_queue and state not in ("RUNNING", "COMPLETED") and not self.processes())
+            # sinfo calls a dead node "mixed*" while it has jobs on it.
+            if self.dead_node and "State=DOWN" in command("scontrol", "--oneliner", "show", "node", self.dead_node, check=False):
+                self.unseen.note(False)
+                self.dead_node = None
 
     def in_queue(self, begin, end):
-        return self.within(self.queued, begin, end)
+        return self.queued.within(begin, end)
 
     def elsewhere(self, begin, end, steps):
         """Seconds until it saw a dead node, since the last of the steps (their times) that could still be taken; and in which it ended a job that had
         nothing to end."""
-        unseen = [(max([a, *(time for time in steps if a < time < b)]), b) for a, b in self.unseen]
-        return self.within(unseen, begin, end) + self.within(self.ending, begin, end)
+        return self.unseen.within(begin, end, but_before=steps) + self.ending.within(begin, end)
 
 
 class Run:
