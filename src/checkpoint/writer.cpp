@@ -42,7 +42,8 @@ void CheckpointWriter::copy(const std::vector<TensorEntry>& tensors) {
     offsets.push_back(size_bytes);
     size_bytes += (static_cast<int64_t>(entry.tensor.nbytes()) + kAlignment - 1) / kAlignment * kAlignment;
   }
-  if (staging_bytes() != size_bytes) staging_ = at::empty({size_bytes}, at::kByte);
+  // Defined even where this rank has nothing to save: ranks beyond the first replica.
+  if (!staging_.defined() || staging_bytes() != size_bytes) staging_ = at::empty({size_bytes}, at::kByte);
   state_.tensors.clear();
   std::vector<Piece> pieces;
   for (size_t i = 0; i < tensors.size(); ++i) {

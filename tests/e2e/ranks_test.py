@@ -122,15 +122,16 @@ class Ranks(harness.Case):
 
     def test_a_stop_request_reaches_the_ranks(self):
         long = "--stage.grpo.train.max_steps=60"
-        process = self.start("stopped", "--train.ranks=2", "--train.shard=optimizer", long)
-        self.wait_for_step("stopped", "grpo", 2)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-        self.assertEqual(process.returncode, 75, err)
-        self.assertIn("checkpoint written", err)
-        # One rank can go on where two stopped, each with half of the moments: the checkpoint does not know their number.
-        result = harness.temper("run", "config.toml", "--run.name=stopped", long, cwd=self.folder, check=0)
-        self.assertIn("resumed at step", result.err)
+        for name, how in (("halves", ["--train.shard=optimizer"]), ("parts", ["--train.shard=full"]), ("replicas", ["--train.shard=full", "--train.replicas=2"])):
+            process = self.start(name, "--train.ranks=2", *how, long)
+            self.wait_for_step(name, "grpo", 2)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 75, err)
+            self.assertIn("checkpoint written", err)
+            # One rank can go on where two stopped, whatever each had of the state: the checkpoint does not know their number.
+            result = harness.temper("run", "config.toml", f"--run.name={name}", long, cwd=self.folder, check=0)
+            self.assertIn("resumed at step", result.err)
 
     def test_ranks_that_do_not_fit_together_are_refused(self):
         temper = [str(harness.TEMPER), "train", "config.toml"]

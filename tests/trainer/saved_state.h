@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "checkpoint/inspect.h"
+#include "checkpoint/writer.h"
 #include "tests/checkpoint/fault_file_system.h"
 #include "tests/trainer/ranks_fixture.h"
 #include "trainer/train_state.h"
@@ -46,8 +47,10 @@ inline SavedState saved_by(const World& world, Shard shard, const Shape& shape, 
     }
     CheckpointHeader header;
     header.step = 1;
-    CheckpointStore(files, saved.folder(), 2, store_ranks.get())
-        .save({header, HostState::of(parts).entries(), checkpoint_mesh(ranks)});
+    CheckpointStore store(files, saved.folder(), 2, store_ranks.get());
+    CheckpointWriter writer(store);
+    writer.begin({header, HostState::of(parts).entries(), checkpoint_mesh(ranks)});
+    writer.finish();
   });
   return saved;
 }
