@@ -63,7 +63,7 @@ class Tiers(harness.Case):
     def test_a_lost_run_directory_comes_back_from_the_durable_folder(self):
         self.run_to_end("whole", LONG)
         tiers = (LONG, "--checkpoint.durable_dir=durable", "--checkpoint.durable_every_steps=3")
-        self.kill_at("lost", "durable/lost/grpo/step_*", *tiers)
+        self.kill_at("lost", "durable/lost/grpo/step_??????", *tiers)
         shutil.rmtree(self.folder / "runs" / "lost")
         result = self.run_to_end("lost", *tiers)
         self.assertIn("(durable tier)", result.err)
