@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kGroups = 4, kCompletions = 8, kRounds = 5, kMaxTokens = 4096;
 
-LoadedModel random_135m() {
+ModelWeights random_135m() {
   ModelInit init;
   init.family = "llama";
   init.hidden_size = 576;
@@ -29,11 +29,7 @@ LoadedModel random_135m() {
   init.num_layers = 30;
   init.num_heads = 9;
   init.num_kv_heads = 3;
-  LoadedModel model;
-  model.config = new_model_config(init, {49152, {}, {}, {}});
-  model.parameters = FlatParameters(model.config);
-  initialize_parameters(model.config, 1, model.parameters);
-  return model;
+  return random_weights(new_model_config(init, {49152, {}, {}, {}}), 1);
 }
 
 // share = false: every completion is a group of its own.
@@ -72,7 +68,7 @@ int run(int argc, char** argv) {
   const int64_t prompt = argc > 2 ? std::atoll(argv[2]) : 256, completion = argc > 3 ? std::atoll(argv[3]) : prompt;
   const at::ScalarType compute = cpu_has_bf16() ? at::kBFloat16 : at::kFloat;
   const TrainerModel model =
-      TrainerModel::trainable(directory.empty() ? random_135m() : load_model(directory), compute);
+      TrainerModel::trainable(directory.empty() ? random_135m() : open_model(directory), compute);
   const StepBatch shared = make_batch(prompt, completion, model.config().vocab_size, true);
   const StepBatch repeated = make_batch(prompt, completion, model.config().vocab_size, false);
   seconds_of_pass(model, shared);  // memory and packed weights are warm afterwards

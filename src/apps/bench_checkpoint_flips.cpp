@@ -36,9 +36,9 @@ CheckpointState small_state() {
 }
 
 // A file's bytes where a reader finds them, to be changed in place.
-class MappedFile {
+class WritableMapping {
  public:
-  MappedFile(FileSystem& files, const std::string& path) : path_(path) {
+  WritableMapping(FileSystem& files, const std::string& path) : path_(path) {
     const int descriptor = files.open(path, O_RDWR | O_CLOEXEC, 0);
     struct stat status {};
     if (descriptor < 0 || files.stat(descriptor, &status) != 0)
@@ -49,9 +49,9 @@ class MappedFile {
     bytes_ = static_cast<unsigned char*>(bytes);
     files.close(descriptor);
   }
-  MappedFile(MappedFile&& other) noexcept
+  WritableMapping(WritableMapping&& other) noexcept
       : path_(std::move(other.path_)), bytes_(std::exchange(other.bytes_, nullptr)), size_bytes_(other.size_bytes_) {}
-  ~MappedFile() {
+  ~WritableMapping() {
     if (bytes_ != nullptr) ::munmap(bytes_, size_bytes_);
   }
 
@@ -152,7 +152,7 @@ int bench_flips(const CommandLine& line, const BenchReport& report) {
   make_folders(files, folder);
   const std::string path = prepare(files, line, folder);
   Judge judge(files, path);
-  std::vector<MappedFile> mapped;
+  std::vector<WritableMapping> mapped;
   for (const std::string& name : list_folder(files, path))
     if (name != kCommittedName) mapped.emplace_back(files, path + "/" + name);  // which is empty
   std::vector<Score> scores(mapped.size());

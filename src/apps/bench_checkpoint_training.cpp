@@ -46,7 +46,7 @@ void bench_with_training(const CommandLine& line, const BenchReport& report) {
                            .micro_batch_tokens = std::min<int64_t>(tokens, 2048)};
   const ComputeType type = compute_type_of(line);
   if (type.weights != WeightFormat::kCompute) throw ConfigError("--dtype=int8 is for rollouts. Train in f32 or bf16.");
-  BenchTrainer trainer(load_bench_masters(line), type, bench_stage(work), work, {});
+  BenchTrainer trainer(open_bench_masters(line), type, bench_stage(work), work, {});
   const int64_t limit_mb_per_s = line.integer("max-write-mb-per-s");
   PacedFileSystem files(limit_mb_per_s * 1'000'000);
   const std::string folder = line.text("dir") + "/bench_checkpoint-" + random_tag();

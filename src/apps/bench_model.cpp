@@ -50,14 +50,10 @@ bool takes_directory(const CommandLine& line) {
   return line.given("model");
 }
 
-LoadedModel random_model(const CommandLine& line, at::ScalarType dtype) {
+ModelWeights random_model(const CommandLine& line) {
   TokenizerFacts facts;
   facts.vocab_size = Tokenizer::bytes().vocab_size();
-  LoadedModel made;
-  made.config = new_model_config(preset_shape(line.one_of("preset", {"tiny", "135m", "0.6b"})), facts);
-  made.parameters = FlatParameters(made.config, dtype);
-  initialize_parameters(made.config, 1, made.parameters);
-  return made;
+  return random_weights(new_model_config(preset_shape(line.one_of("preset", {"tiny", "135m", "0.6b"})), facts), 1);
 }
 
 }  // namespace
@@ -77,12 +73,12 @@ InferenceModel load_bench_model(const CommandLine& line) {
   const ComputeType type = compute_type_of(line);
   if (takes_directory(line)) return load_inference_model(line.text("model"), type);
   InferenceModel made{Tokenizer::bytes(), {}, nullptr, peak_rss_bytes()};
-  made.model = pack_model(random_model(line, type.compute), type);
+  made.model = pack_model(load(random_model(line), type.compute), type);
   return made;
 }
 
-LoadedModel load_bench_masters(const CommandLine& line) {
-  return takes_directory(line) ? load_model(line.text("model")) : random_model(line, at::kFloat);
+ModelWeights open_bench_masters(const CommandLine& line) {
+  return takes_directory(line) ? open_model(line.text("model")) : random_model(line);
 }
 
 }  // namespace temper

@@ -12,6 +12,6 @@ void declare_bench_model(CommandLine& line);   // and what it computes with
 // ConfigError unless exactly one of --model and --preset is given.
 InferenceModel load_bench_model(const CommandLine& line);
 // The same to be trained: f32 masters.
-LoadedModel load_bench_masters(const CommandLine& line);
+ModelWeights open_bench_masters(const CommandLine& line);
 
 }  // namespace temper

@@ -40,6 +40,7 @@ double find(const MetricRecord& record, const char* name) {
 struct Course {
   std::vector<MetricRecord> records;
   double link_busy_s = 0;     // of the simulated link
+  double loading_gb = 0;      // of the process, until the model was there
   double peak_rss_gb = 0;     // of the process, while they ran
   double peak_device_gb = 0;  // of a GPU's tensors
 };
@@ -59,15 +60,16 @@ double least_wait(const Ranks& ranks, double seconds) {
   return least.item<double>();
 }
 
-Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ranks,
+Course run_rank(const ModelWeights& model, const Measurement& what, const Ranks& all_ranks,
                 const std::function<double()>& link_busy_s) {
   const Ranks ranks =
       all_ranks.with_tensor_parallel(what.config.train.tensor_parallel).with_replicas(what.config.train.replicas);
-  BenchTrainer trainer(std::move(model), what.type, what.config, what.work, ranks);
+  BenchTrainer trainer(model, what.type, what.config, what.work, ranks);
+  Course course;
+  course.loading_gb = static_cast<double>(peak_rss_bytes()) / 1e9;
   trainer.step();  // compiles kernels, touches memory
   ranks.wait_for_all("warm");
   reset_peak_rss();
-  Course course;
   const double busy_before = link_busy_s();
   double measured = 0;
   for (bool more = true; more;) {
@@ -83,12 +85,8 @@ Course run_rank(LoadedModel model, const Measurement& what, const Ranks& all_ran
   return course;
 }
 
-LoadedModel copy_of(const LoadedModel& model) {
-  return {model.config, {model.parameters.specs(), model.parameters.flat().clone()}, model.stored_dtype};
-}
-
 // The first rank's course.
-Course run_threads(const LoadedModel& model, const Measurement& what, int num_ranks, const SimulatedLink& link) {
+Course run_threads(const ModelWeights& model, const Measurement& what, int num_ranks, const SimulatedLink& link) {
   const int threads = std::max(1, at::get_num_threads() / num_ranks);
   Course course;
   ThreadWorld world(num_ranks, {}, link);
@@ -99,8 +97,8 @@ Course run_threads(const LoadedModel& model, const Measurement& what, int num_ra
       at::set_num_threads(threads);
       const auto communicator = world.communicator(r);
       try {
-        Course mine = run_rank(copy_of(model), what, num_ranks > 1 ? Ranks(*communicator) : Ranks(),
-                               [&world] { return world.busy_s(); });
+        Course mine =
+            run_rank(model, what, num_ranks > 1 ? Ranks(*communicator) : Ranks(), [&world] { return world.busy_s(); });
         if (r == 0) course = std::move(mine);
       } catch (const std::exception& error) {
         communicator->abort(error.what());
@@ -150,7 +148,7 @@ int run_bench_train(int argc, char** argv) {
     world.emplace();
     communicator = connect_ranks(*world, device_of(line));
   }
-  LoadedModel model = load_bench_masters(line);
+  const ModelWeights model = open_bench_masters(line);
   const ModelConfig shape = model.config;
   const Measurement what{compute_type_of(line), make_config(line, work), work, line.number("seconds")};
   if (what.type.weights != WeightFormat::kCompute)
@@ -161,9 +159,9 @@ int run_bench_train(int argc, char** argv) {
 
   const BenchReport report(argc, argv, what.type.device);
   const auto num_ranks = communicator ? communicator->size() : static_cast<int>(line.integer("ranks", 1, 64));
-  const Course course = communicator    ? run_rank(std::move(model), what, Ranks(*communicator), [] { return 0.0; })
+  const Course course = communicator    ? run_rank(model, what, Ranks(*communicator), [] { return 0.0; })
                         : num_ranks > 1 ? run_threads(model, what, num_ranks, link)
-                                        : run_rank(std::move(model), what, {}, [] { return 0.0; });
+                                        : run_rank(model, what, {}, [] { return 0.0; });
   if (communicator && communicator->rank() > 0) return 0;
   const double step_s = quantile(values_of(course.records, "timing_s/step"), 0.5);
   const auto tokens = static_cast<double>(work.num_sequences() * work.sequence_tokens);
@@ -172,6 +170,7 @@ int run_bench_train(int argc, char** argv) {
                         {"update_s", quantile(values_of(course.records, "timing_s/update_actor"), 0.5)},
                         {"mfu", quantile(values_of(course.records, "perf/mfu"), 0.5)},
                         {"ranks", num_ranks},
+                        {"loading_memory_gb", course.loading_gb},
                         {"peak_memory_gb", course.peak_rss_gb}};  // of the process: of all ranks where they are threads
   if (!what.type.device.is_cpu()) fields.emplace_back("peak_device_memory_gb", course.peak_device_gb);
   if (num_ranks == 1) {

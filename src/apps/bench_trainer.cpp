@@ -33,11 +33,11 @@ StageConfig bench_stage(const BenchWorkload& work) {
   return config;
 }
 
-BenchTrainer::BenchTrainer(LoadedModel model, const ComputeType& type, const StageConfig& config,
+BenchTrainer::BenchTrainer(const ModelWeights& model, const ComputeType& type, const StageConfig& config,
                            const BenchWorkload& work, const Ranks& ranks)
     : config_(config),
-      policy_(TrainerModel::trainable(std::move(model), type.compute, config.train.shard, ranks, type.device)),
-      optimizer_(policy_.parameters(), {}, policy_.shard_plan(config.train.shard, ranks)),
+      policy_(TrainerModel::trainable(model, type.compute, config.train.shard, ranks, type.device)),
+      optimizer_(policy_.layout(), {}, policy_.shard_plan(config.train.shard, ranks), type.device),
       algorithm_(make_algorithm(config_.algo, {})) {
   policy_.set_recompute(config_.train.recompute);
   parts_.config = &config_;

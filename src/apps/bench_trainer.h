@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "apps/inference_model.h"
-#include "model/hf_directory.h"
+#include "model/model_weights.h"
 #include "trainer/train_loop.h"
 
 namespace temper {
@@ -18,10 +18,9 @@ struct BenchWorkload {
 // SFT without an end.
 StageConfig bench_stage(const BenchWorkload& work);
 
-// The model's parameters become its masters.
 class BenchTrainer {
  public:
-  BenchTrainer(LoadedModel model, const ComputeType& type, const StageConfig& config, const BenchWorkload& work,
+  BenchTrainer(const ModelWeights& model, const ComputeType& type, const StageConfig& config, const BenchWorkload& work,
                const Ranks& ranks);
   BenchTrainer(const BenchTrainer&) = delete;
 

@@ -225,7 +225,7 @@ int run_bench_weights(int argc, char** argv) {
   if (!line.parse(argc, argv)) return 0;
   const int64_t num_ranks = line.integer("ranks", 1, 64);
   const double seconds = line.number("seconds"), learning_rate = line.number("learning-rate");
-  const LoadedModel model = load_bench_masters(line);
+  const LoadedModel model = load(open_bench_masters(line));
   at::Tensor before = model.parameters.flat(), after;
   if (line.given("to")) {
     const LoadedModel next = load_model(line.text("to"));

@@ -89,7 +89,7 @@ int run_eval(int argc, char** argv) {
 
   const Question question = line.given("CONFIG") ? question_of_config(line) : question_of_options(line);
   const StageConfig& stage = question.stage;
-  ModelSource source = load_model_source(question.model);
+  const ModelSource source = load_model_source(question.model);
   const std::optional<Task> task = make_task(stage.data);
   const bool use_chat = source.chat && (!task || task->uses_chat_template());
   const PromptEncoder encoder(*source.tokenizer, use_chat ? &*source.chat : nullptr);
@@ -99,7 +99,7 @@ int run_eval(int argc, char** argv) {
     throw ConfigError("there is nothing to evaluate: give data.eval_path or data.task, with eval.num_prompts above 0.");
 
   const ComputeType type = rollout_type(stage);
-  const TrainerModel policy = TrainerModel::frozen(std::move(source.model), type.compute, type.weights, type.device);
+  const TrainerModel policy = TrainerModel::frozen(source.weights, type.compute, type.weights, type.device);
   const auto rewards = make_stage_rewards(stage, task);
   RolloutStack rollouts(policy.network(), *source.tokenizer, stage, rewards);
   const auto groups = generate_eval(rollouts.source(), sets, stage.eval, sampling_params(stage));

@@ -51,8 +51,7 @@ std::string MemoryPlan::table() const {
 }
 
 ModelConfig stage_model_config(const StageConfig& stage, const std::string& directory) {
-  if (!directory.empty()) return load_model_config(directory);
-  return make_new_model(stage.model.init, stage.run.seed).model.config;
+  return load_model_shape(directory, stage.model.init).config;
 }
 
 MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
@@ -75,9 +74,8 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
   const double weight_shards = stage.train.shard == Shard::kFull ? ranks : 1;
   const double ends =
       static_cast<double>(model.vocab_size * model.hidden_size) * (model.tie_word_embeddings ? 1 : 2) / tensor_parallel;
-  const double packed = stage.train.shard == Shard::kFull && ranks > 1
-                            ? ends + 2 * (parameters - ends) / static_cast<double>(model.num_layers)
-                            : parameters;
+  const bool sharded = stage.train.shard == Shard::kFull && ranks > 1;
+  const double packed = sharded ? ends + 2 * (parameters - ends) / static_cast<double>(model.num_layers) : parameters;
   plan.lines.push_back({"master weights (f32)", per_parameter(4 / weight_shards), 4 / weight_shards * parameters});
   plan.lines.push_back({"AdamW moments (f32)", per_parameter(8 / moment_shards), 8 / moment_shards * parameters});
   plan.lines.push_back({"gradients (f32)", per_parameter(4 / weight_shards), 4 / weight_shards * parameters});
@@ -87,18 +85,25 @@ MemoryPlan plan_memory(const StageConfig& stage, const ModelConfig& model) {
         {"packed for backward", format("{} parameters x {} bytes", packed, element), element * packed});
   const ComputeType rollouts = rollout_type(stage);
   const double rollout_element = rollouts.compute == at::kBFloat16 ? 2 : 4;
-  if (stage.algo.trains_on_rollouts() && (rollouts != training || tensor_parallel > 1)) {
+  if (stage.algo.trains_on_rollouts() && !stage.uses_hub() &&
+      (rollouts != training || tensor_parallel > 1 || sharded)) {
     const double bytes = rollouts.weights == WeightFormat::kInt8 ? 1 : rollout_element;
     plan.lines.push_back({"packed for rollouts", format("{} parameters x {} bytes", whole, bytes), bytes * whole});
   }
-  if (stage.algo.needs_reference()) plan.lines.push_back({"reference", per_parameter(element), element * parameters});
-  const auto frozen = [&](const char* what, const std::string& path, bool needed) {
+  if (stage.algo.needs_reference()) {
+    // Sharded: this rank's part beside what is packed at a time.
+    const double here = sharded ? packed + (parameters - ends) / ranks : parameters;
+    plan.lines.push_back({"reference", format("{} parameters x {} bytes", std::round(here), element), element * here});
+  }
+  const auto frozen = [&](const char* what, const std::string& path, bool needed, double shards) {
     if (!needed || stage_reference(path)) return;  // an earlier stage's: about the policy's size, not there yet
-    const auto count = static_cast<double>(num_parameters(load_model_config(path)));
-    plan.lines.push_back({what, format("{} parameters x {} bytes", count, element), element * count});
+    const double count = static_cast<double>(num_parameters(load_model_config(path))) / shards;
+    plan.lines.push_back({what, format("{} parameters x {} bytes", std::round(count), element), element * count});
   };
-  frozen("teacher", stage.model.teacher, stage.algo.needs_teacher());
-  frozen("reward model", stage.reward.model, uses_reward_model(stage));
+  const bool teacher_generates = stage.rollout.teacher_share > 0;
+  frozen("teacher", stage.model.teacher, stage.algo.needs_teacher(),
+         teacher_generates ? 1 : tensor_parallel * weight_shards);
+  frozen("reward model", stage.reward.model, uses_reward_model(stage), 1);
   if (stage.algo.needs_critic() && !stage.critic.shared_backbone)
     plan.lines.push_back(
         {"critic, as all of the above", per_parameter(16 + 2 * element), (16 + 2 * element) * parameters});

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "model/device.h"
+#include "model/hf_directory.h"
 #include "model/initialize.h"
 #include "model/matmul.h"
 
@@ -50,7 +51,7 @@ std::string describe(at::Device device) {
 
 ModelSource load_model_source(const std::string& directory) {
   ModelSource source;
-  source.model = load_model(directory);
+  source.weights = open_model(directory);
   source.tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(directory));
   source.chat = ChatTemplate::load(directory);
   return source;
@@ -81,9 +82,7 @@ ModelSource make_new_model(const ModelInit& init, int64_t seed) {
   ModelSource source;
   source.tokenizer = std::move(shape.tokenizer);
   if (init.tokenizer != "byte") source.chat = ChatTemplate::load(init.tokenizer);
-  source.model.config = std::move(shape.config);
-  source.model.parameters = FlatParameters(source.model.config);
-  initialize_parameters(source.model.config, static_cast<uint64_t>(seed), source.model.parameters);
+  source.weights = random_weights(shape.config, static_cast<uint64_t>(seed));
   return source;
 }
 

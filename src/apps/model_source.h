@@ -7,8 +7,8 @@
 #include "config/config.h"
 #include "data/chat_template.h"
 #include "data/tokenizer.h"
-#include "model/hf_directory.h"
 #include "model/matmul.h"
+#include "model/model_weights.h"
 
 namespace temper {
 
@@ -33,9 +33,9 @@ inline ComputeType rollout_type(const StageConfig& stage) {
 // "cpu, 2 threads", "cuda:0"
 std::string describe(at::Device device);
 
-// A model directory (or [model] init) with its tokenizer and chat template.
+// A model directory (or [model] init) with its tokenizer and chat template; the weights are read when they are used.
 struct ModelSource {
-  LoadedModel model;
+  ModelWeights weights;
   std::unique_ptr<Tokenizer> tokenizer;
   std::optional<ChatTemplate> chat;
 };

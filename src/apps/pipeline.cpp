@@ -146,8 +146,8 @@ ExitCode run_stages(const Config& config, const PipelineOptions& options, const 
     const ModelSource last = load_model_source(run.stage_model(config.stages.back()));
     FileSystem files;
     write_directory_atomically(files, run.model(), [&](const std::string& folder) {
-      write_model_files(folder, last.model.config, last.model.parameters,
-                        export_dtype(config, config.stages.size() - 1));
+      const LoadedModel model = load(last.weights);
+      write_model_files(folder, model.config, model.parameters, export_dtype(config, config.stages.size() - 1));
       last.tokenizer->save(folder);
     });
   }

@@ -17,6 +17,7 @@
 #include "core/interrupt.h"
 #include "core/log.h"
 #include "data/overlap.h"
+#include "model/hf_directory.h"
 #include "trainer/step_metrics.h"
 #include "trainer/train_state.h"
 
@@ -400,17 +401,34 @@ StageOutcome StageSession::run() {
   return outcome;
 }
 
+// All ranks bring what they have of the model, block by block; the first one writes. Its failure is everybody's.
 void StageSession::export_model(const std::string& path, at::ScalarType dtype) const {
   const Parts& parts = *parts_;
-  const std::shared_ptr<void> here = parts.models.policy->gathered();
-  const FlatParameters whole = parts.models.policy->joined();
-  parts.ranks.lead([&] {
-    FileSystem files;
-    write_directory_atomically(files, path, [&](const std::string& folder) {
-      write_model_files(folder, parts.models.exported_config(parts.stage), whole, dtype);
-      parts.models.tokenizer->save(folder);
+  std::string failure;
+  bool visited = false;
+  const auto write_to = [&](const std::string& folder) {
+    ModelFilesWriter files(folder, parts.models.exported_config(parts.stage), dtype);
+    visited = true;
+    parts.models.policy->visit_masters([&](int64_t, const FlatParameters& masters) {
+      try {
+        if (failure.empty()) files.write(masters);
+      } catch (const IoError& error) {
+        failure = error.what();
+      }
     });
-  });
+    if (!failure.empty()) throw IoError("{}", failure);
+    files.finish();
+    parts.models.tokenizer->save(folder);
+  };
+  try {
+    FileSystem files;
+    if (parts.ranks.leads()) write_directory_atomically(files, path, write_to);
+  } catch (const IoError& error) {
+    failure = error.what();
+  }
+  if (!visited) parts.models.policy->visit_masters([](int64_t, const FlatParameters&) {});
+  failure = parts.ranks.first_error(failure);
+  if (!failure.empty()) throw IoError("{}", failure);
 }
 
 }  // namespace temper

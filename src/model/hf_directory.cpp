@@ -12,7 +12,6 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "core/log.h"
-#include "model/safetensors.h"
 
 namespace temper {
 namespace {
@@ -157,51 +156,60 @@ at::ScalarType common_dtype(const Shards& shards, const std::vector<ParameterSpe
   return common.value_or(at::kFloat);
 }
 
+std::vector<SafetensorsShape> tensors_of(const ModelConfig& config) {
+  std::vector<SafetensorsShape> tensors;
+  for (ParameterSpec& spec : parameter_layout(config)) tensors.push_back({std::move(spec.name), std::move(spec.shape)});
+  return tensors;
+}
+
 }  // namespace
 
-LoadedModel load_model(const std::string& directory, at::ScalarType dtype) {
+ModelWeights open_model(const std::string& directory) {
   const ModelConfig config = load_model_config(directory);
   const std::vector<ParameterSpec> layout = parameter_layout(config);
-  const Shards shards = open_shards(directory);
-  check_names(shards, directory, config, layout);
-  warn_of_untied_head(shards, config);
-  const at::ScalarType stored_dtype = common_dtype(shards, layout);
+  auto shards = std::make_shared<const Shards>(open_shards(directory));
+  check_names(*shards, directory, config, layout);
+  warn_of_untied_head(*shards, config);
+  const at::ScalarType stored_dtype = common_dtype(*shards, layout);
   // every shape before the buffer: a wrong config.json must not ask for its memory first
   for (const ParameterSpec& spec : layout) {
-    const SafetensorsFile* file = shards.holder.at(spec.name);
+    const SafetensorsFile* file = shards->holder.at(spec.name);
     const SafetensorsEntry& entry = *file->find(spec.name);
     if (entry.shape != spec.shape)
       throw FormatError("{}: tensor {} has shape [{}], {} makes it [{}]. Pair the weights with their own config.json.",
                         file->path(), spec.name, join(entry.shape), in(directory, "config.json"), join(spec.shape));
   }
-  LoadedModel model{config, FlatParameters(layout, dtype), stored_dtype};
-  for (const ParameterSpec& spec : layout)
-    shards.holder.at(spec.name)->read_into(spec.name, model.parameters[spec.name]);
-  return model;
+  return {config, stored_dtype,
+          [shards](const std::string& name, const at::Tensor& out) { shards->holder.at(name)->read_into(name, out); }};
 }
 
-LoadedModel with_heads(const LoadedModel& source, bool lm_head, bool value_head) {
-  TEMPER_CHECK(!lm_head || source.config.lm_head, "the model has no head of a language model to keep");
-  LoadedModel model{source.config, {}, source.stored_dtype};
-  model.config.lm_head = lm_head;
-  model.config.value_head = value_head;
-  model.parameters = FlatParameters(model.config, source.parameters.flat().scalar_type());
-  for (const ParameterSpec& spec : model.parameters.specs())
-    if (source.parameters.contains(spec.name)) model.parameters[spec.name].copy_(source.parameters[spec.name]);
-  return model;
+LoadedModel load_model(const std::string& directory, at::ScalarType dtype) {
+  return load(open_model(directory), dtype);
 }
 
 at::ScalarType stored_dtype(const std::string& directory) {
   return common_dtype(open_shards(directory), parameter_layout(load_model_config(directory)));
 }
 
+ModelFilesWriter::ModelFilesWriter(const std::string& folder, const ModelConfig& config, at::ScalarType dtype)
+    : folder_(folder), config_(config), dtype_(dtype), weights_(in(folder, kWeights), tensors_of(config), dtype) {}
+
+void ModelFilesWriter::write(const FlatParameters& some) {
+  for (const ParameterSpec& spec : some.specs())
+    if (weights_.expects(spec.name)) weights_.write(spec.name, some[spec.name]);
+}
+
+void ModelFilesWriter::finish() {
+  weights_.finish();
+  write_file_atomically(in(folder_, "generation_config.json"), to_generation_config_json(config_));
+  write_file_atomically(in(folder_, "config.json"), to_config_json(config_, dtype_));
+}
+
 void write_model_files(const std::string& folder, const ModelConfig& config, const FlatParameters& parameters,
                        at::ScalarType dtype) {
-  std::vector<SafetensorsItem> items;
-  for (const ParameterSpec& spec : parameter_layout(config)) items.push_back({spec.name, parameters[spec.name].cpu()});
-  write_safetensors(in(folder, kWeights), std::move(items), dtype);
-  write_file_atomically(in(folder, "generation_config.json"), to_generation_config_json(config));
-  write_file_atomically(in(folder, "config.json"), to_config_json(config, dtype));
+  ModelFilesWriter writer(folder, config, dtype);
+  writer.write(parameters);
+  writer.finish();
 }
 
 }  // namespace temper

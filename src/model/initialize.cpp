@@ -113,20 +113,23 @@ ModelConfig new_model_config(const ModelInit& init, const TokenizerFacts& tokeni
   return config;
 }
 
-void initialize_parameters(const ModelConfig& config, uint64_t seed, FlatParameters& parameters) {
+ModelWeights random_weights(const ModelConfig& config, uint64_t seed) {
   // the residual stream is the sum of 2 num_layers of these outputs (Radford et al. 2019, section 2.3)
   const double residual_std = kWeightStd / std::sqrt(2.0 * static_cast<double>(config.num_layers));
-  for (const ParameterSpec& spec : parameters.specs()) {
-    at::Tensor values = parameters[spec.name];
-    if (spec.name.ends_with("bias") || spec.name == "score.weight")
-      values.zero_();
-    else if (spec.name.ends_with("norm.weight"))
-      values.fill_(1.0);
-    else if (spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight"))
-      fill_with_bell(values, residual_std, seed, spec.name);
-    else
-      fill_with_bell(values, kWeightStd, seed, spec.name);
-  }
+  return {config, at::kFloat, [residual_std, seed](const std::string& name, at::Tensor out) {
+            if (name.ends_with("bias") || name == "score.weight")
+              out.zero_();
+            else if (name.ends_with("norm.weight"))
+              out.fill_(1.0);
+            else if (name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight"))
+              fill_with_bell(out, residual_std, seed, name);
+            else
+              fill_with_bell(out, kWeightStd, seed, name);
+          }};
+}
+
+void initialize_parameters(const ModelConfig& config, uint64_t seed, FlatParameters& parameters) {
+  read_parameters(random_weights(config, seed), parameters);
 }
 
 }  // namespace temper

@@ -8,7 +8,7 @@
 
 #include "config/config.h"
 #include "model/model_config.h"
-#include "model/parameters.h"
+#include "model/model_weights.h"
 
 namespace temper {
 
@@ -25,6 +25,7 @@ ModelConfig new_model_config(const ModelInit& init, const TokenizerFacts& tokeni
 
 // Weights normal(0, 0.02), those of o_proj and down_proj divided by sqrt(2 num_layers), norms one, biases zero, a value
 // head zero (so a new critic starts at V = 0).
+ModelWeights random_weights(const ModelConfig& config, uint64_t seed);
 void initialize_parameters(const ModelConfig& config, uint64_t seed, FlatParameters& parameters);
 
 }  // namespace temper

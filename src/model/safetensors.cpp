@@ -140,43 +140,6 @@ void check_coverage(const std::string& path, const std::vector<SafetensorsEntry>
 }
 
 // A file being written; errors name the path.
-class OutputFile {
- public:
-  explicit OutputFile(const std::string& path)
-      : path_(path), descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
-    if (descriptor_ < 0)
-      throw IoError("{}: cannot be created ({}). Check that the folder exists and is writable.", path_,
-                    std::strerror(errno));
-  }
-  ~OutputFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-
-  void write(const void* data, size_t size_bytes) {
-    auto* bytes = static_cast<const char*>(data);
-    while (size_bytes > 0) {
-      const ssize_t written = ::write(descriptor_, bytes, size_bytes);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail();
-      bytes += written;
-      size_bytes -= static_cast<size_t>(written);
-    }
-  }
-  void sync_and_close() {
-    if (::fsync(descriptor_) != 0) fail();
-    if (::close(std::exchange(descriptor_, -1)) != 0) fail();
-  }
-
- private:
-  [[noreturn]] void fail() const {
-    throw IoError("{}: writing failed ({}). Free some space or choose another folder.", path_, std::strerror(errno));
-  }
-
-  std::string path_;
-  int descriptor_;
-};
 
 }  // namespace
 
@@ -250,31 +213,92 @@ void SafetensorsFile::read_into(std::string_view name, at::Tensor out) const {
   drop_pages(data, entry->end - entry->begin);
 }
 
-void write_safetensors(const std::string& path, std::vector<SafetensorsItem> items, at::ScalarType dtype) {
-  std::sort(items.begin(), items.end(),
-            [](const SafetensorsItem& a, const SafetensorsItem& b) { return a.name < b.name; });
+class SafetensorsWriter::OutputFile {
+ public:
+  explicit OutputFile(const std::string& path)
+      : path_(path), descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
+    if (descriptor_ < 0)
+      throw IoError("{}: cannot be created ({}). Check that the folder exists and is writable.", path_,
+                    std::strerror(errno));
+  }
+  ~OutputFile() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write_at(uint64_t offset, const void* data, size_t size_bytes) {
+    auto* bytes = static_cast<const char*>(data);
+    while (size_bytes > 0) {
+      const ssize_t written = ::pwrite(descriptor_, bytes, size_bytes, static_cast<off_t>(offset));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) fail();
+      bytes += written;
+      offset += static_cast<uint64_t>(written);
+      size_bytes -= static_cast<size_t>(written);
+    }
+  }
+  void sync_and_close() {
+    if (::fsync(descriptor_) != 0) fail();
+    if (::close(std::exchange(descriptor_, -1)) != 0) fail();
+  }
+
+ private:
+  [[noreturn]] void fail() const {
+    throw IoError("{}: writing failed ({}). Free some space or choose another folder.", path_, std::strerror(errno));
+  }
+
+  std::string path_;
+  int descriptor_;
+};
+
+SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<SafetensorsShape> tensors,
+                                     at::ScalarType dtype)
+    : dtype_(dtype) {
+  std::sort(tensors.begin(), tensors.end(),
+            [](const SafetensorsShape& a, const SafetensorsShape& b) { return a.name < b.name; });
   nlohmann::ordered_json header;
   header["__metadata__"]["format"] = "pt";
   uint64_t end = 0;
-  for (const SafetensorsItem& item : items) {
-    TEMPER_CHECK(!header.contains(item.name), "tensor {} is given twice", item.name);
+  for (const SafetensorsShape& tensor : tensors) {
     const uint64_t begin = end;
-    end += static_cast<uint64_t>(item.tensor.numel()) * at::elementSize(dtype);
-    header[item.name] = {
-        {"dtype", safetensors_dtype_name(dtype)}, {"shape", item.tensor.sizes().vec()}, {"data_offsets", {begin, end}}};
+    end += static_cast<uint64_t>(c10::multiply_integers(tensor.shape)) * at::elementSize(dtype);
+    TEMPER_CHECK(offsets_.emplace(tensor.name, begin).second, "tensor {} is given twice", tensor.name);
+    header[tensor.name] = {
+        {"dtype", safetensors_dtype_name(dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
   const uint64_t header_bytes = text.size();
+  for (auto& [name, offset] : offsets_) offset += sizeof header_bytes + header_bytes;
 
-  OutputFile file(path);
-  file.write(&header_bytes, sizeof header_bytes);
-  file.write(text.data(), text.size());
-  for (const SafetensorsItem& item : items) {
-    const at::Tensor converted = item.tensor.detach().to(at::kCPU, dtype).contiguous();
-    file.write(converted.data_ptr(), static_cast<size_t>(converted.numel()) * at::elementSize(dtype));
-  }
-  file.sync_and_close();
+  file_ = std::make_unique<OutputFile>(path);
+  file_->write_at(0, &header_bytes, sizeof header_bytes);
+  file_->write_at(sizeof header_bytes, text.data(), text.size());
+}
+
+SafetensorsWriter::~SafetensorsWriter() = default;
+
+void SafetensorsWriter::write(const std::string& name, const at::Tensor& tensor) {
+  const auto place = offsets_.find(name);
+  TEMPER_CHECK(place != offsets_.end(), "tensor {} has no place in the file, or was written", name);
+  const at::Tensor converted = tensor.detach().to(at::kCPU, dtype_).contiguous();
+  file_->write_at(place->second, converted.data_ptr(), converted.nbytes());
+  offsets_.erase(place);
+}
+
+void SafetensorsWriter::finish() {
+  TEMPER_CHECK(offsets_.empty(), "{} tensors were not written, {} among them", offsets_.size(),
+               offsets_.empty() ? "" : offsets_.begin()->first);
+  file_->sync_and_close();
+}
+
+void write_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items, at::ScalarType dtype) {
+  std::vector<SafetensorsShape> shapes;
+  for (const SafetensorsItem& item : items) shapes.push_back({item.name, item.tensor.sizes().vec()});
+  SafetensorsWriter writer(path, std::move(shapes), dtype);
+  for (const SafetensorsItem& item : items) writer.write(item.name, item.tensor);
+  writer.finish();
 }
 
 }  // namespace temper

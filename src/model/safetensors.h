@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -51,14 +52,38 @@ class SafetensorsFile {
   std::unordered_map<std::string, std::string> metadata_;
 };
 
-// One tensor to write: converted to `dtype` on the way, so that a whole converted model is never in memory.
+// A file that is written tensor by tensor, in any order: byte for byte as the safetensors library does, sorted by name,
+// metadata {"format": "pt"}. Not atomic: the caller writes into a folder that gets its name when it is complete.
+struct SafetensorsShape {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+class SafetensorsWriter {
+ public:
+  // Creates `path` for these tensors, all in `dtype`.
+  SafetensorsWriter(const std::string& path, std::vector<SafetensorsShape> tensors, at::ScalarType dtype);
+  ~SafetensorsWriter();
+  SafetensorsWriter(const SafetensorsWriter&) = delete;
+  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
+
+  bool expects(std::string_view name) const { return offsets_.count(std::string(name)) > 0; }
+  // On any device and of any type: it is converted on the way, so that a whole converted model is never in memory.
+  void write(const std::string& name, const at::Tensor& tensor);
+  // fsyncs. REQUIRES: every tensor was written.
+  void finish();
+
+ private:
+  class OutputFile;
+
+  at::ScalarType dtype_;
+  std::unordered_map<std::string, uint64_t> offsets_;  // in the file, of those that are still to come
+  std::unique_ptr<OutputFile> file_;
+};
+
 struct SafetensorsItem {
   std::string name;
   at::Tensor tensor;
 };
-
-// Writes and fsyncs `path`, byte for byte as the safetensors library does: sorted by name, metadata {"format": "pt"}.
-// Not atomic: the caller writes into a folder that gets its name when it is complete.
-void write_safetensors(const std::string& path, std::vector<SafetensorsItem> items, at::ScalarType dtype);
+void write_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items, at::ScalarType dtype);
 
 }  // namespace temper

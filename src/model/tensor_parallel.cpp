@@ -26,11 +26,6 @@ int64_t product(const std::vector<int64_t>& shape) {
   return elements;
 }
 
-at::Tensor narrowed(const at::Tensor& whole, int64_t dimension, const TensorPart& part) {
-  const int64_t total = whole.size(dimension);
-  return whole.narrow(dimension, part.begin(total), part.length(total));
-}
-
 // A parameter on its way from all ranks: parts may differ in size, what travels does not.
 struct Incoming {
   const ParameterSpec* spec;
@@ -55,7 +50,7 @@ void put_together(Incoming& incoming, int num_ranks, const at::Tensor& whole) {
   for (int r = 0; r < num_ranks; ++r) {
     const TensorPart part{r, num_ranks};
     const std::vector<int64_t> shape = part_shape(*incoming.spec, part);
-    narrowed(whole, incoming.dimension, part)
+    part.of(whole, incoming.dimension)
         .copy_(incoming.received.narrow(0, r * incoming.slot, product(shape)).view(shape));
   }
 }
@@ -92,16 +87,6 @@ ModelConfig part_config(const ModelConfig& whole, const TensorPart& part) {
   return config;
 }
 
-FlatParameters part_parameters(const ModelConfig& whole, const FlatParameters& parameters, const TensorPart& part) {
-  FlatParameters own(part_config(whole, part), parameters.flat().scalar_type(), parameters.flat().device());
-  for (const ParameterSpec& spec : own.specs()) {
-    const at::Tensor all = parameters[spec.name];
-    const auto dimension = split_dimension(spec.name);
-    own[spec.name].copy_(dimension ? narrowed(all, *dimension, part) : all);
-  }
-  return own;
-}
-
 std::vector<ParameterSpec> segment_layout(const ModelConfig& config, int64_t block) {
   ModelConfig ends = config;
   ends.num_layers = 0;
@@ -127,16 +112,6 @@ FlatParameters join_parts(const std::vector<ParameterSpec>& layout, const FlatPa
   }
   for (Incoming& parameter : incoming) put_together(parameter, ranks.size(), whole[parameter.spec->name]);
   return whole;
-}
-
-FlatParameters join_model(const ModelConfig& whole, const FlatParameters& part, Communicator& ranks,
-                          at::Device device) {
-  FlatParameters model(whole, part.flat().scalar_type(), device);
-  for (int64_t block = -1; block < whole.num_layers; ++block) {
-    const FlatParameters segment = join_parts(segment_layout(whole, block), part, ranks, device);
-    for (const ParameterSpec& spec : segment.specs()) model[spec.name].copy_(segment[spec.name]);
-  }
-  return model;
 }
 
 }  // namespace temper

@@ -21,6 +21,9 @@ struct TensorPart {
   int64_t begin(int64_t total) const { return total * rank / size; }
   int64_t end(int64_t total) const { return total * (rank + 1) / size; }
   int64_t length(int64_t total) const { return end(total) - begin(total); }
+  at::Tensor of(const at::Tensor& whole, int64_t dimension) const {
+    return whole.narrow(dimension, begin(whole.size(dimension)), length(whole.size(dimension)));
+  }
 };
 
 // The dimension of a parameter that is split; none: every rank has all of it.
@@ -30,8 +33,8 @@ std::optional<int64_t> split_dimension(std::string_view name);
 void check_tensor_parallel(const ModelConfig& whole, int64_t num_ranks, std::string_view what);
 
 // The part as a model of its own. Its vocab_size, num_heads, num_kv_heads and intermediate_size are the part's.
+// (read_parameters() of model_weights.h fills one.)
 ModelConfig part_config(const ModelConfig& whole, const TensorPart& part);
-FlatParameters part_parameters(const ModelConfig& whole, const FlatParameters& parameters, const TensorPart& part);
 
 // Layout of one block alone, or (block -1) of what lies before and behind the blocks; names as in the whole.
 std::vector<ParameterSpec> segment_layout(const ModelConfig& config, int64_t block);
@@ -40,7 +43,5 @@ std::vector<ParameterSpec> segment_layout(const ModelConfig& config, int64_t blo
 // (each its own `part`, which contains these names).
 FlatParameters join_parts(const std::vector<ParameterSpec>& layout, const FlatParameters& part, Communicator& ranks,
                           at::Device device);
-// The same of all parameters, segment by segment.
-FlatParameters join_model(const ModelConfig& whole, const FlatParameters& part, Communicator& ranks, at::Device device);
 
 }  // namespace temper

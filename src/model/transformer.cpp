@@ -73,10 +73,8 @@ struct RecomputedBlock : torch::autograd::Function<RecomputedBlock> {
   struct Block : torch::CustomClassHolder {
     Block(std::function<at::Tensor(at::Tensor)> f, const Transformer::BlockStream& s, int64_t i)
         : run(std::move(f)), stream(s), index(i) {}
-    // With the block's weights there.
-    at::Tensor run_at(const at::Tensor& hidden, int64_t next) const {
+    void enter(int64_t next) const {
       if (stream.acquire) stream.acquire(index, next);
-      return run(hidden);
     }
     void leave() const {
       if (stream.release) stream.release(index);
@@ -90,15 +88,18 @@ struct RecomputedBlock : torch::autograd::Function<RecomputedBlock> {
     context->save_for_backward({hidden});
     context->saved_data["block"] = c10::IValue::make_capsule(block);
     // Without gradients the residual stream is updated in place.
-    const at::Tensor out = block->run_at(hidden.clone(), block->index + 1);
+    block->enter(block->index + 1);
+    const at::Tensor out = block->run(hidden.clone());
     block->leave();
     return out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto block = c10::static_intrusive_pointer_cast<Block>(context->saved_data["block"].toCapsule());
     const at::Tensor hidden = context->get_saved_variables()[0].detach().requires_grad_(true);
+    block->enter(block->index - 1);
+    if (block->stream.gradients_begin) block->stream.gradients_begin(block->index);
     const at::AutoGradMode record(true);
-    block->run_at(hidden, block->index - 1).backward(grads[0]);
+    block->run(hidden).backward(grads[0]);
     if (block->stream.gradients_done) block->stream.gradients_done(block->index);
     block->leave();
     return {hidden.grad(), at::Tensor()};
@@ -193,10 +194,7 @@ void Transformer::share_layers(const ModelConfig& whole, Communicator& ranks) {
 
 void Transformer::load(const FlatParameters& masters, PolicyVersion version) {
   load_ends(masters, version);
-  for (int64_t i = 0; i < config_.num_layers; ++i) {
-    load_block(i, masters);
-    if (stream_.acquire) drop_block(i);
-  }
+  for (int64_t i = 0; i < config_.num_layers; ++i) load_block(i, masters);
 }
 
 void Transformer::load_norm(NormWeight& norm, const FlatParameters& masters, const std::string& name) const {
@@ -254,30 +252,45 @@ void Transformer::load_ends(const FlatParameters& masters, PolicyVersion version
 }
 
 void Transformer::set_gradients(const FlatParameters& gradients) {
-  TEMPER_CHECK(trainable_ && final_norm_.defined(), "gradients belong to a loaded, trainable model");
+  for (int64_t i = 0; i < config_.num_layers; ++i) set_block_gradients(i, gradients);
+  set_end_gradients(gradients);
+}
+
+namespace {
+
+// Leaves sum their gradient in a view of the flat buffer.
+void set_leaf_gradient(const at::Tensor& leaf, const FlatParameters& gradients, const std::string& name) {
+  if (leaf.defined()) leaf.mutable_grad() = gradients.flat().defined() ? gradients[name] : at::Tensor();
+}
+
+}  // namespace
+
+void Transformer::set_block_gradients(int64_t index, const FlatParameters& gradients) {
+  TEMPER_CHECK(trainable_, "gradients belong to a trainable model");
+  const bool somewhere = gradients.flat().defined();
   const auto set_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
-    weights.weight_grad = fused_weight(gradients, names, inputs);
-    weights.bias_grad = fused_bias(gradients, names);
+    weights.weight_grad = somewhere ? fused_weight(gradients, names, inputs) : at::Tensor();
+    weights.bias_grad = somewhere ? fused_bias(gradients, names) : at::Tensor();
   };
-  const auto set_norm = [&](NormWeight& norm, const std::string& name) {
-    if (norm.defined()) norm.mutable_grad() = gradients[name];
-  };
-  for (int64_t i = 0; i < config_.num_layers; ++i) {
-    Block& block = blocks_[static_cast<size_t>(i)];
-    const std::string prefix = layer_prefix(i);
-    set_norm(block.input_norm, prefix + "input_layernorm.weight");
-    set_norm(block.q_norm, prefix + "self_attn.q_norm.weight");
-    set_norm(block.k_norm, prefix + "self_attn.k_norm.weight");
-    set_norm(block.post_attention_norm, prefix + "post_attention_layernorm.weight");
-    set_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
-    set_linear(block.output, output_names(config_, prefix), config_.q_size());
-    set_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
-    set_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
-  }
-  set_norm(final_norm_, "model.norm.weight");
-  embedding_grad_ = gradients["model.embed_tokens.weight"];
-  if (config_.lm_head) head_.weight_grad = gradients[head_name(config_)];
-  if (config_.value_head) score_.mutable_grad() = gradients["score.weight"];
+  Block& block = blocks_[static_cast<size_t>(index)];
+  const std::string prefix = layer_prefix(index);
+  set_leaf_gradient(block.input_norm, gradients, prefix + "input_layernorm.weight");
+  set_leaf_gradient(block.q_norm, gradients, prefix + "self_attn.q_norm.weight");
+  set_leaf_gradient(block.k_norm, gradients, prefix + "self_attn.k_norm.weight");
+  set_leaf_gradient(block.post_attention_norm, gradients, prefix + "post_attention_layernorm.weight");
+  set_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
+  set_linear(block.output, output_names(config_, prefix), config_.q_size());
+  set_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
+  set_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+}
+
+void Transformer::set_end_gradients(const FlatParameters& gradients) {
+  TEMPER_CHECK(trainable_ && final_norm_.defined(), "gradients belong to a loaded, trainable model");
+  const auto of = [&](const char* name) { return gradients.flat().defined() ? gradients[name] : at::Tensor(); };
+  set_leaf_gradient(final_norm_, gradients, "model.norm.weight");
+  embedding_grad_ = of("model.embed_tokens.weight");
+  if (config_.lm_head) head_.weight_grad = of(head_name(config_));
+  if (config_.value_head) set_leaf_gradient(score_, gradients, "score.weight");
 }
 
 at::Tensor Transformer::embed(const at::Tensor& token_ids) const {
@@ -315,6 +328,7 @@ at::Tensor Transformer::run_block(int64_t index, at::Tensor hidden, const at::Te
 at::Tensor Transformer::hidden_states(const at::Tensor& given_ids, const at::Tensor& given_positions,
                                       const Attention& attention) const {
   const at::Tensor token_ids = given_ids.to(device_), positions = given_positions.to(device_);
+  if (stream_.gradients_begin && at::GradMode::is_enabled()) stream_.gradients_begin(-1);
   at::Tensor hidden = embed(token_ids);  // [T, hidden] f32
   const bool with_gradient = at::GradMode::is_enabled() && hidden.requires_grad();
   const bool streams = static_cast<bool>(stream_.acquire), recompute = (recompute_ || streams) && with_gradient;

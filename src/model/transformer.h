@@ -43,15 +43,20 @@ class Transformer {
 
   // For weights that are not all here at once: hidden_states() acquires each block (the callee loads it; `next` is the
   // one that will be wanted then, out of range at the ends), runs and releases it. The backward pass acquires it again,
-  // recomputes its inside, and tells when its gradients are complete. load() of a streaming model keeps no block.
+  // recomputes its inside, and tells when its gradients are complete.
   struct BlockStream {
     std::function<void(int64_t block, int64_t next)> acquire;
     std::function<void(int64_t block)> release;
+    // Before gradients of a block (-1: of what lies before and behind the blocks) are summed, and after.
+    std::function<void(int64_t block)> gradients_begin;
     std::function<void(int64_t block)> gradients_done;
   };
   void stream_blocks(BlockStream stream) { stream_ = std::move(stream); }
   // Where backward sums gradients: f32, in the masters' layout. REQUIRES: trainable.
   void set_gradients(const FlatParameters& gradients);
+  // The same in parts: embedding, last norm and heads; one block that is loaded. Undefined: nowhere.
+  void set_end_gradients(const FlatParameters& gradients);
+  void set_block_gradients(int64_t block, const FlatParameters& gradients);
 
   // Training keeps no more of a block than its input, and computes the block again in the backward pass: activations of
   // one block instead of all, for about a third more arithmetic. Same bits.

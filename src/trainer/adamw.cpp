@@ -60,56 +60,54 @@ double global_norm(const at::Tensor& flat) {
   return std::sqrt(sum);
 }
 
-AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings)
-    : AdamW(parameters, settings, ShardPlan(parameters.specs(), Shard::kNone, 0, 1)) {}
-
-AdamW::AdamW(const FlatParameters& parameters, const AdamWSettings& settings, const ShardPlan& plan)
-    : settings_(settings), plan_(plan), layout_(parameters.specs()) {
+AdamW::AdamW(const std::vector<ParameterSpec>& layout, const AdamWSettings& settings, const ShardPlan& plan,
+             at::Device device)
+    : settings_(settings), plan_(plan), layout_(layout) {
   int64_t size = 0;
   for (const FlatRange& range : plan_.owned()) size += range.size();
-  exp_avg_ = at::zeros({size}, parameters.flat().options());
-  exp_avg_sq_ = at::zeros({size}, parameters.flat().options());
+  const auto options = at::TensorOptions(device).dtype(at::kFloat);
+  exp_avg_ = at::zeros({size}, options);
+  exp_avg_sq_ = at::zeros({size}, options);
 }
 
-void AdamW::step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
+void AdamW::step(const std::vector<FlatPart>& parameters, const std::vector<FlatPart>& gradients, double learning_rate,
                  double gradient_scale) {
   ++num_steps_;
-  if (!parameters.flat().is_cpu()) {
+  if (!exp_avg_.is_cpu()) {
     step_on_device(parameters, gradients, learning_rate, gradient_scale);
-    release_memory(gradients.flat());
-    return;
-  }
-  const double t = static_cast<double>(num_steps_);
-  const auto step_size = static_cast<float>(learning_rate / (1 - std::pow(settings_.beta1, t)));
-  const auto root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(settings_.beta2, t)));
-  float* p = parameters.flat().mutable_data_ptr<float>();
-  float* g = gradients.flat().mutable_data_ptr<float>();
-  float* m = exp_avg_.mutable_data_ptr<float>();
-  float* v = exp_avg_sq_.mutable_data_ptr<float>();
-  each_piece([&](const FlatRange& piece, int64_t moments, bool decays) {
-    const int64_t shift = moments - piece.begin;
-    const auto decay = static_cast<float>(decays ? 1 - learning_rate * settings_.weight_decay : 1);
-    at::parallel_for(piece.begin, piece.end, kPiece, [&](int64_t begin, int64_t end) {
-      update(p + begin, g + begin, m + begin + shift, v + begin + shift, end - begin,
-             static_cast<float>(gradient_scale), static_cast<float>(settings_.beta1),
-             static_cast<float>(settings_.beta2), static_cast<float>(settings_.eps), decay, step_size, root_correction);
+  } else {
+    const double t = static_cast<double>(num_steps_);
+    const auto step_size = static_cast<float>(learning_rate / (1 - std::pow(settings_.beta1, t)));
+    const auto root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(settings_.beta2, t)));
+    each_piece([&](const FlatRange& piece, int64_t moments, bool decays) {
+      float* p = elements_of(parameters, piece).mutable_data_ptr<float>();
+      float* g = elements_of(gradients, piece).mutable_data_ptr<float>();
+      float* m = exp_avg_.mutable_data_ptr<float>() + moments;
+      float* v = exp_avg_sq_.mutable_data_ptr<float>() + moments;
+      const auto decay = static_cast<float>(decays ? 1 - learning_rate * settings_.weight_decay : 1);
+      at::parallel_for(0, piece.size(), kPiece, [&](int64_t begin, int64_t end) {
+        update(p + begin, g + begin, m + begin, v + begin, end - begin, static_cast<float>(gradient_scale),
+               static_cast<float>(settings_.beta1), static_cast<float>(settings_.beta2),
+               static_cast<float>(settings_.eps), decay, step_size, root_correction);
+      });
     });
-  });
-  if (plan_.is_sharded()) release_memory(gradients.flat());
+    if (!plan_.is_sharded()) return;
+  }
+  for (const FlatPart& part : gradients) release_memory(part.elements);
 }
 
-void AdamW::step_on_device(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
-                           double gradient_scale) const {
+void AdamW::step_on_device(const std::vector<FlatPart>& parameters, const std::vector<FlatPart>& gradients,
+                           double learning_rate, double gradient_scale) const {
   const at::NoGradGuard no_grad;
   struct Lists {
     std::vector<at::Tensor> parameters, gradients, avg, avg_sq, steps;
   } decaying, others;
-  const auto options = parameters.flat().options();
+  const auto options = exp_avg_.options();
   const at::Tensor steps = at::full({}, static_cast<double>(num_steps_), options);
   each_piece([&](const FlatRange& piece, int64_t moments, bool decays) {
     Lists& lists = decays ? decaying : others;
-    lists.parameters.push_back(parameters.flat().narrow(0, piece.begin, piece.size()));
-    lists.gradients.push_back(gradients.flat().narrow(0, piece.begin, piece.size()));
+    lists.parameters.push_back(elements_of(parameters, piece));
+    lists.gradients.push_back(elements_of(gradients, piece));
     lists.avg.push_back(exp_avg_.narrow(0, moments, piece.size()));
     lists.avg_sq.push_back(exp_avg_sq_.narrow(0, moments, piece.size()));
     lists.steps.push_back(steps);

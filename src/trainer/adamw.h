@@ -1,4 +1,5 @@
-// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over one flat buffer, as torch.optim.AdamW computes it:
+// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over a flat buffer or parts of one, as torch.optim.AdamW computes
+// it:
 //   p -= lr * weight_decay * p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   p -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 // Biases and norms (one-dimensional parameters) do not decay. Results do not depend on the number of threads.
@@ -20,12 +21,13 @@ double global_norm(const at::Tensor& flat);
 
 class AdamW {
  public:
-  // Everything, or the ranges that this rank owns: the moments take memory for these alone.
-  AdamW(const FlatParameters& parameters, const AdamWSettings& settings);
-  AdamW(const FlatParameters& parameters, const AdamWSettings& settings, const ShardPlan& plan);
+  // What the plan says that this rank owns, all or some ranges: the moments take memory for these alone.
+  AdamW(const std::vector<ParameterSpec>& layout, const AdamWSettings& settings, const ShardPlan& plan,
+        at::Device device = at::kCPU);
 
-  // Updates what is owned, with gradients * gradient_scale, in one pass; then all gradients are zero.
-  void step(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
+  // Updates what is owned, with gradients * gradient_scale, in one pass; then all gradients are zero. Each owned range
+  // lies in one of the parts.
+  void step(const std::vector<FlatPart>& parameters, const std::vector<FlatPart>& gradients, double learning_rate,
             double gradient_scale);
 
   const ShardPlan& plan() const { return plan_; }
@@ -39,8 +41,8 @@ class AdamW {
  private:
   // visit(piece of a parameter in the flat buffer, where its moments begin, whether it decays)
   void each_piece(const std::function<void(const FlatRange& piece, int64_t moments, bool decays)>& visit) const;
-  void step_on_device(const FlatParameters& parameters, const FlatParameters& gradients, double learning_rate,
-                      double gradient_scale) const;
+  void step_on_device(const std::vector<FlatPart>& parameters, const std::vector<FlatPart>& gradients,
+                      double learning_rate, double gradient_scale) const;
   std::vector<FlatPart> parts_of(const at::Tensor& moments) const;
 
   AdamWSettings settings_;

@@ -69,11 +69,11 @@ Ranks Ranks::with_replicas(int64_t count) const {
 
 Ranks Ranks::shard_group() const { return group_ ? Ranks(group_) : data_parallel(); }
 
-void Ranks::sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) const {
+void Ranks::sum_over_replicas(const ShardPlan& plan, const std::vector<FlatPart>& parts) const {
   if (!peers_ || !plan.is_sharded()) return;
   std::vector<CommHandle> sent;
   for (const FlatRange& range : plan.owned())
-    sent.push_back(peers_->all_reduce("gradients of the replicas", slice(flat, range)));
+    sent.push_back(peers_->all_reduce("gradients of the replicas", elements_of(parts, range)));
   for (CommHandle& handle : sent) handle.wait();
 }
 
@@ -227,35 +227,35 @@ void GradientSum::add_lookups() {
 
 void GradientSum::send(const std::string& name, const FlatRange& segment) {
   if (plan_.is_sharded())
-    begin_reduction(ranks_, plan_, name, flat_, segment, sent_);
+    begin_reduction(ranks_, name, slice(flat_, segment), sent_);
   else if (segment.size() > 0)
     sent_.push_back(ranks_.communicator()->all_reduce(name, slice(flat_, segment)));
 }
 
-void begin_reduction(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
-                     const FlatRange& segment, std::vector<CommHandle>& sent) {
+void begin_reduction(const Ranks& ranks, const std::string& name, const at::Tensor& segment,
+                     std::vector<CommHandle>& sent) {
   Communicator& comm = *ranks.communicator();
-  const FlatRange rest = plan.rest(segment);
-  if (rest.begin > segment.begin)
-    sent.push_back(comm.reduce_scatter(name, slice(flat, {segment.begin, rest.begin}),
-                                       slice(flat, plan.part(segment, ranks.rank()))));
-  if (rest.size() > 0) sent.push_back(comm.all_reduce(name, slice(flat, rest)));
+  const FlatRange whole{0, segment.numel()}, rest = left_over(whole, ranks.size());
+  if (rest.begin > 0)
+    sent.push_back(comm.reduce_scatter(name, slice(segment, {0, rest.begin}),
+                                       slice(segment, equal_part(whole, ranks.rank(), ranks.size()))));
+  if (rest.size() > 0) sent.push_back(comm.all_reduce(name, slice(segment, rest)));
 }
 
-void begin_gathering(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
-                     const FlatRange& segment, std::vector<CommHandle>& sent) {
+void begin_gathering(const Ranks& ranks, const std::string& name, const at::Tensor& own, const at::Tensor& segment,
+                     std::vector<CommHandle>& sent) {
   Communicator& comm = *ranks.communicator();
-  const FlatRange rest = plan.rest(segment);
-  if (rest.begin > segment.begin)
-    sent.push_back(
-        comm.all_gather(name, slice(flat, plan.part(segment, ranks.rank())), slice(flat, {segment.begin, rest.begin})));
-  if (rest.size() > 0) sent.push_back(comm.broadcast(name, slice(flat, rest), ranks.size() - 1));
+  const FlatRange rest = left_over({0, segment.numel()}, ranks.size());
+  if (rest.begin > 0) sent.push_back(comm.all_gather(name, own, slice(segment, {0, rest.begin})));
+  if (rest.size() > 0) sent.push_back(comm.broadcast(name, slice(segment, rest), ranks.size() - 1));
 }
 
 void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat) {
   if (!plan.is_sharded()) return;
   std::vector<CommHandle> sent;
-  for (const FlatRange& segment : plan.segments()) begin_gathering(ranks, plan, name, flat, segment, sent);
+  for (const FlatRange& segment : plan.segments())
+    begin_gathering(ranks, name, slice(flat, equal_part(segment, ranks.rank(), ranks.size())), slice(flat, segment),
+                    sent);
   for (CommHandle& handle : sent) handle.wait();
 }
 
@@ -263,12 +263,12 @@ namespace {
 
 // What of a rank's own ranges counts in a sum over all ranks: the first rank of a tensor-parallel group speaks for what
 // all of the group hold.
-std::vector<FlatRange> counted_ranges(const std::vector<FlatRange>& owned, const FlatParameters& layout,
+std::vector<FlatRange> counted_ranges(const std::vector<FlatRange>& owned, const std::vector<ParameterSpec>& layout,
                                       const Communicator* tensor_group) {
   if (tensor_group == nullptr || tensor_group->rank() == 0) return owned;
   std::vector<FlatRange> counted;
   for (const FlatRange& range : owned)
-    for (const ParameterSpec& spec : layout.specs()) {
+    for (const ParameterSpec& spec : layout) {
       const FlatRange piece{std::max(range.begin, spec.offset), std::min(range.end, spec.offset + spec.num_elements())};
       if (piece.begin < piece.end && split_dimension(spec.name)) counted.push_back(piece);
     }
@@ -277,11 +277,13 @@ std::vector<FlatRange> counted_ranges(const std::vector<FlatRange>& owned, const
 
 }  // namespace
 
-double global_norm(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients) {
-  if (!plan.is_sharded() && ranks.tensor_group() == nullptr) return global_norm(gradients.flat());
+double global_norm(const Ranks& ranks, const ShardPlan& plan, const std::vector<ParameterSpec>& layout,
+                   const std::vector<FlatPart>& gradients) {
+  if (!plan.is_sharded() && ranks.tensor_group() == nullptr)
+    return global_norm(elements_of(gradients, {0, flat_size(layout)}));
   double squares = 0;
-  for (const FlatRange& range : counted_ranges(plan.owned(), gradients, ranks.tensor_group())) {
-    const double norm = global_norm(slice(gradients.flat(), range));
+  for (const FlatRange& range : counted_ranges(plan.owned(), layout, ranks.tensor_group())) {
+    const double norm = global_norm(elements_of(gradients, range));
     squares += norm * norm;
   }
   const at::Tensor total = at::full({1}, squares, at::kDouble);

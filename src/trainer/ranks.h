@@ -50,8 +50,8 @@ class Ranks {
 
   // numbers: each data-parallel rank has filled its own entries, the others are zero; afterwards all ranks have all.
   void fill_in(const at::Tensor& numbers) const;
-  // What this rank owns of a sharded buffer becomes the sum over the replicas.
-  void sum_over_replicas(const ShardPlan& plan, const at::Tensor& flat) const;
+  // What this rank owns of sharded gradients becomes the sum over the replicas. parts: they are in these.
+  void sum_over_replicas(const ShardPlan& plan, const std::vector<FlatPart>& parts) const;
   // The sums of all data-parallel ranks, merged in their order.
   MetricSums merge(const MetricSums& own) const;
   void wait_for_all(const std::string& what) const;
@@ -108,18 +108,20 @@ class GradientSum {
 };
 
 // These are among the ranks of a shard group.
-// Begins one segment's way of a sharded buffer: its sums to their owners, or the owners' parts to all ranks. What is
-// left over after equal parts is few elements: all ranks get their sum, and only the owner's counts.
-void begin_reduction(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
-                     const FlatRange& segment, std::vector<CommHandle>& sent);
-void begin_gathering(const Ranks& ranks, const ShardPlan& plan, const std::string& name, const at::Tensor& flat,
-                     const FlatRange& segment, std::vector<CommHandle>& sent);
+// Begins one segment's way: its sums to their owners, in place, or the owners' parts to all ranks. own: this rank's
+// equal part, in `segment` or elsewhere. What is left over after equal parts is few elements: all ranks get their sum,
+// and only the last rank's counts; it is gathered from the last rank's `segment`.
+void begin_reduction(const Ranks& ranks, const std::string& name, const at::Tensor& segment,
+                     std::vector<CommHandle>& sent);
+void begin_gathering(const Ranks& ranks, const std::string& name, const at::Tensor& own, const at::Tensor& segment,
+                     std::vector<CommHandle>& sent);
 
 // Every owner's part of the flat buffer reaches all ranks.
 void gather_parts(const Ranks& ranks, const ShardPlan& plan, const char* name, const at::Tensor& flat);
 
 // sqrt(sum of squares) of a model's gradients that lie with their owners, or of the whole buffer where nothing is
 // sharded. What all ranks of a tensor-parallel group hold counts once. `ranks`: all.
-double global_norm(const Ranks& ranks, const ShardPlan& plan, const FlatParameters& gradients);
+double global_norm(const Ranks& ranks, const ShardPlan& plan, const std::vector<ParameterSpec>& layout,
+                   const std::vector<FlatPart>& gradients);
 
 }  // namespace temper

@@ -1,6 +1,12 @@
 #include "trainer/shard_plan.h"
 
+#include <ATen/ATen.h>
+
+#include <algorithm>
 #include <string>
+
+#include "core/error.h"
+
 namespace temper {
 namespace {
 
@@ -17,6 +23,7 @@ std::string block_of(const std::string& name) {
 ShardPlan::ShardPlan(const std::vector<ParameterSpec>& layout, Shard shard, int rank, int num_ranks)
     : is_sharded_(shard != Shard::kNone && num_ranks > 1),
       shards_weights_(is_sharded_ && shard == Shard::kFull),
+      rank_(rank),
       num_ranks_(num_ranks) {
   std::vector<int64_t> begins;  // of the blocks, then of what lies behind them
   std::string current;
@@ -36,19 +43,40 @@ ShardPlan::ShardPlan(const std::vector<ParameterSpec>& layout, Shard shard, int 
     return;
   }
   for (const FlatRange& segment : segments_) {
-    FlatRange mine = part(segment, rank);
-    if (rank == num_ranks - 1) mine.end = segment.end;
+    const FlatRange mine = own(segment);
     if (mine.size() > 0) owned_.push_back(mine);
   }
 }
 
-FlatRange ShardPlan::part(const FlatRange& segment, int rank) const {
-  const int64_t size = segment.size() / num_ranks_;
+FlatRange ShardPlan::own(const FlatRange& segment) const {
+  FlatRange mine = equal_part(segment, rank_, num_ranks_);
+  if (rank_ == num_ranks_ - 1) mine.end = segment.end;
+  return mine;
+}
+
+FlatRange equal_part(const FlatRange& segment, int rank, int num_ranks) {
+  const int64_t size = segment.size() / num_ranks;
   return {segment.begin + rank * size, segment.begin + (rank + 1) * size};
 }
 
-FlatRange ShardPlan::rest(const FlatRange& segment) const {
-  return {segment.begin + segment.size() / num_ranks_ * num_ranks_, segment.end};
+FlatRange left_over(const FlatRange& segment, int num_ranks) {
+  return {segment.begin + segment.size() / num_ranks * num_ranks, segment.end};
+}
+
+std::vector<FlatPart> cut(const std::vector<FlatPart>& parts, const FlatRange& range) {
+  std::vector<FlatPart> pieces;
+  for (const FlatPart& part : parts) {
+    const int64_t begin = std::max(range.begin, part.begin), end = std::min(range.end, part.end());
+    if (begin < end) pieces.push_back({begin, part.elements.narrow(0, begin - part.begin, end - begin)});
+  }
+  return pieces;
+}
+
+at::Tensor elements_of(const std::vector<FlatPart>& parts, const FlatRange& range) {
+  const std::vector<FlatPart> found = cut(parts, range);
+  TEMPER_CHECK(found.size() == 1 && found[0].elements.numel() == range.size(), "[{}, {}) is not in one part",
+               range.begin, range.end);
+  return found[0].elements;
 }
 
 }  // namespace temper

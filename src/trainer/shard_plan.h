@@ -22,6 +22,14 @@ struct FlatPart {
   at::Tensor elements;  // [n]
   int64_t end() const { return begin + elements.numel(); }
 };
+// What the range has of the parts.
+std::vector<FlatPart> cut(const std::vector<FlatPart>& parts, const FlatRange& range);
+// The elements of a range that lies in one of the parts.
+at::Tensor elements_of(const std::vector<FlatPart>& parts, const FlatRange& range);
+
+// Of a segment: the equal part of a rank, and what is left over behind the equal parts.
+FlatRange equal_part(const FlatRange& segment, int rank, int num_ranks);
+FlatRange left_over(const FlatRange& segment, int num_ranks);
 
 class ShardPlan {
  public:
@@ -34,15 +42,14 @@ class ShardPlan {
   int64_t num_blocks() const { return static_cast<int64_t>(segments_.size()) - 2; }
   // Segment 0 lies before the blocks, 1 + i is block i, the last lies behind them; each may be empty but the blocks.
   const std::vector<FlatRange>& segments() const { return segments_; }
-  // Of a segment: the equal part of a rank, and what is left over.
-  FlatRange part(const FlatRange& segment, int rank) const;
-  FlatRange rest(const FlatRange& segment) const;
-  // What this rank updates, ascending.
+  // What this rank owns of a segment; may be empty.
+  FlatRange own(const FlatRange& segment) const;
+  // What it updates, ascending.
   const std::vector<FlatRange>& owned() const { return owned_; }
 
  private:
   bool is_sharded_, shards_weights_;
-  int num_ranks_;
+  int rank_, num_ranks_;
   std::vector<FlatRange> segments_, owned_;
 };
 

@@ -195,9 +195,11 @@ int64_t TrainLoop::num_idle_passes(const std::vector<MicroBatch>& own) const {
 // last.
 void TrainLoop::idle_through(int64_t passes, bool with_backward) const {
   const TrainerModel* critic = own_critic();
+  const bool asks_teacher = parts_.config->algo.distill_loss != DistillLoss::kNone;
   for (; passes > 0; --passes) {
     parts_.policy->shards()->idle_forward();
     if (critic != nullptr) critic->shards()->idle_forward();
+    if (asks_teacher && parts_.teacher->shards() != nullptr) parts_.teacher->shards()->idle_forward();
     if (!with_backward) continue;
     if (critic != nullptr) critic->shards()->idle_backward();
     parts_.policy->shards()->idle_backward();
@@ -218,9 +220,9 @@ void TrainLoop::sum_gradients(Update& update) const {
     if (model != nullptr && model->shards() != nullptr) update.wait_for_ranks_s += model->shards()->take_wait_s();
   if (critic_sum_) update.wait_for_ranks_s += critic_sum_->finish();
   const Stopwatch watch;
-  parts_.ranks.sum_over_replicas(parts_.optimizer->plan(), parts_.policy->gradients().flat());
+  parts_.ranks.sum_over_replicas(parts_.optimizer->plan(), parts_.policy->own_gradients());
   if (const TrainerModel* critic = own_critic())
-    parts_.ranks.sum_over_replicas(parts_.critic_optimizer->plan(), critic->gradients().flat());
+    parts_.ranks.sum_over_replicas(parts_.critic_optimizer->plan(), critic->own_gradients());
   update.wait_for_ranks_s += watch.seconds();
 }
 
@@ -290,14 +292,15 @@ bool TrainLoop::drifted_too_far(const MetricSums& mini_batch) const {
 }
 
 void TrainLoop::forget_gradients() const {
-  release_memory(parts_.policy->gradients().flat());
-  if (const TrainerModel* critic = own_critic()) release_memory(critic->gradients().flat());
+  for (const TrainerModel* model : {parts_.policy, own_critic()})
+    if (model != nullptr)
+      for (const FlatPart& part : model->own_gradients()) release_memory(part.elements);
 }
 
 void TrainLoop::apply_gradients(Update& update) {
   const bool own_critic = parts_.critic_optimizer != nullptr;
   const auto checked_norm = [&](const TrainerModel& model, const AdamW& optimizer, const char* whose) {
-    const double norm = global_norm(parts_.ranks, optimizer.plan(), model.gradients());
+    const double norm = global_norm(parts_.ranks, optimizer.plan(), model.layout(), model.own_gradients());
     if (std::isfinite(norm)) return norm;
     forget_gradients();
     throw NumericsError(
@@ -311,7 +314,7 @@ void TrainLoop::apply_gradients(Update& update) {
     const double limit = optim.max_grad_norm;
     const double scale = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;
     const double rate = scheduled_learning_rate(optim, counters_.step + 1, parts_.config->train.max_steps);
-    optimizer.step(model.parameters(), model.gradients(), rate, scale);
+    optimizer.step(model.own_parameters(), model.own_gradients(), rate, scale);
     if (!optimizer.plan().shards_weights())
       gather_parts(parts_.ranks.shard_group(), optimizer.plan(), "updated weights", model.parameters().flat());
     return rate;

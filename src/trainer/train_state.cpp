@@ -9,24 +9,10 @@
 #include "model/tensor_parallel.h"
 
 namespace temper {
-namespace {
-
-// What [begin, end) of the flat buffer has of the parts.
-std::vector<FlatPart> cut(const std::vector<FlatPart>& parts, const FlatRange& range) {
-  std::vector<FlatPart> pieces;
-  for (const FlatPart& part : parts) {
-    const int64_t begin = std::max(range.begin, part.begin), end = std::min(range.end, part.end());
-    if (begin < end) pieces.push_back({begin, part.elements.narrow(0, begin - part.begin, end - begin)});
-  }
-  return pieces;
-}
-
-}  // namespace
-
 HostState::HostState(const TrainLoopParts& parts, bool to_be_saved) : ranks_(parts.ranks) {
   const auto append_learner = [&](const std::string& prefix, const std::string& optim, const TrainerModel& model,
                                   const AdamW& optimizer) {
-    append(prefix, model, model.own_parts(), to_be_saved);
+    append(prefix, model, model.own_parameters(), to_be_saved);
     append(optim + "exp_avg/", model, optimizer.exp_avg(), to_be_saved);
     append(optim + "exp_avg_sq/", model, optimizer.exp_avg_sq(), to_be_saved);
   };
@@ -37,7 +23,7 @@ HostState::HostState(const TrainLoopParts& parts, bool to_be_saved) : ranks_(par
 
 void HostState::append(const std::string& group, const TrainerModel& model, const std::vector<FlatPart>& parts,
                        bool to_be_saved) {
-  const std::vector<ParameterSpec>& own = model.parameters().specs();
+  const std::vector<ParameterSpec>& own = model.layout();
   const std::vector<ParameterSpec> whole = parameter_layout(model.config());
   TEMPER_CHECK(own.size() == whole.size(), "{} parameters here, {} in the whole model", own.size(), whole.size());
   const Communicator* tensor_group = ranks_.tensor_group();

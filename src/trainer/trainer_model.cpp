@@ -9,43 +9,46 @@
 
 namespace temper {
 
-namespace {
-
-LoadedModel part_of(LoadedModel model, const Communicator* group) {
-  if (group == nullptr) return model;
-  check_tensor_parallel(model.config, group->size(), "the model");
-  const TensorPart part{group->rank(), group->size()};
-  return {part_config(model.config, part), part_parameters(model.config, model.parameters, part), model.stored_dtype};
-}
-
-}  // namespace
-
-TrainerModel::TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable,
-                           at::Device device, Communicator* tensor_group)
-    : config_(model.config), tensor_group_(tensor_group) {
-  model = part_of(std::move(model), tensor_group_);
-  network_ = std::make_unique<Transformer>(model.config, compute, is_trainable, weights, device);
+TrainerModel::TrainerModel(const ModelWeights& weights, at::ScalarType compute, WeightFormat format, bool is_trainable,
+                           at::Device device, const Ranks& ranks, Shard shard)
+    : config_(weights.config), tensor_group_(ranks.tensor_group()) {
+  TensorPart part;
+  if (tensor_group_ != nullptr) {
+    check_tensor_parallel(config_, tensor_group_->size(), "the model");
+    part = {tensor_group_->rank(), tensor_group_->size()};
+  }
+  const ModelConfig here = part_config(config_, part);
+  layout_ = parameter_layout(here);
+  network_ = std::make_unique<Transformer>(here, compute, is_trainable, format, device);
   if (tensor_group_ != nullptr) network_->share_layers(config_, *tensor_group_);
-  if (is_trainable) parameters_ = model.parameters.to(device);
-  network_->load(is_trainable ? parameters_ : model.parameters, 0);
-  if (!is_trainable) return;
-  gradients_ = FlatParameters(parameters_.specs(), at::kFloat, device);
-  network_->set_gradients(gradients_);
+  const auto read = [&](int64_t, const FlatParameters& some) { read_parameters(weights, some, part); };
+  if (shard == Shard::kFull && ranks.shard_group().size() > 1) {
+    shards_ = std::make_unique<ShardedWeights>(ranks.shard_group(), *network_, is_trainable, read);
+    return;
+  }
+  if (is_trainable) {
+    parameters_ = FlatParameters(layout_, at::kFloat, device);
+    read_parameters(weights, parameters_, part);
+    network_->load(parameters_, 0);
+    gradients_ = FlatParameters(layout_, at::kFloat, device);
+    network_->set_gradients(gradients_);
+    return;
+  }
+  for (int64_t block = -1; block < config_.num_layers; ++block) {
+    const FlatParameters some(segment_layout(here, block));
+    read_parameters(weights, some, part);
+    block < 0 ? network_->load_ends(some, 0) : network_->load_block(block, some);
+  }
 }
 
-TrainerModel TrainerModel::trainable(LoadedModel model, at::ScalarType compute, Shard shard, const Ranks& ranks,
-                                     at::Device device) {
-  TrainerModel made(std::move(model), compute, WeightFormat::kCompute, true, device, ranks.tensor_group());
-  if (shard != Shard::kFull || ranks.shard_group().size() == 1) return made;
-  made.shards_ =
-      std::make_unique<ShardedWeights>(ranks.shard_group(), made.parameters_, made.gradients_, *made.network_);
-  for (int64_t block = 0; block < made.config().num_layers; ++block) made.network_->drop_block(block);
-  return made;
+TrainerModel TrainerModel::trainable(const ModelWeights& weights, at::ScalarType compute, Shard shard,
+                                     const Ranks& ranks, at::Device device) {
+  return TrainerModel(weights, compute, WeightFormat::kCompute, true, device, ranks, shard);
 }
 
-TrainerModel TrainerModel::frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights, at::Device device,
-                                  const Ranks& ranks) {
-  return TrainerModel(std::move(model), compute, weights, false, device, ranks.tensor_group());
+TrainerModel TrainerModel::frozen(const ModelWeights& weights, at::ScalarType compute, WeightFormat format,
+                                  at::Device device, const Ranks& ranks, Shard shard) {
+  return TrainerModel(weights, compute, format, false, device, ranks, shard);
 }
 
 void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weights) {
@@ -53,30 +56,39 @@ void TrainerModel::separate_rollouts(at::ScalarType compute, WeightFormat weight
 }
 
 void TrainerModel::publish(PolicyVersion version) {
-  const auto copy = [this, version](int64_t block) { hand_out(block, version); };
-  const bool copies = rollout_network_ || publisher_.copy;
+  Visit copy;
+  if (rollout_network_ || publisher_.copy)
+    copy = joining([&](int64_t block, const FlatParameters& masters) { hand_out(block, masters, version); });
   if (shards_) {
-    shards_->publish(version, copies ? copy : ShardedWeights::Visit());
+    shards_->publish(version, copy);
   } else {
     network_->load(parameters_, version);
-    for (int64_t block = -1; copies && block < config().num_layers; ++block) copy(block);
+    for (int64_t block = -1; copy && block < config().num_layers; ++block) copy(block, parameters_);
   }
   if (publisher_.publish) publisher_.publish(version);
 }
 
-// One block, or (-1) the ends, of the masters as they are here, to whatever rollouts are made with; with shared layers
-// the group's parts together.
-void TrainerModel::hand_out(int64_t block, PolicyVersion version) {
-  FlatParameters whole;
-  if (tensor_group_ != nullptr)
-    whole = join_parts(segment_layout(config_, block), parameters_, *tensor_group_, network_->device());
-  const FlatParameters& masters = tensor_group_ != nullptr ? whole : parameters_;
+// One block's masters, or (-1) the ends', to whatever rollouts are made with.
+void TrainerModel::hand_out(int64_t block, const FlatParameters& masters, PolicyVersion version) const {
   if (publisher_.copy) publisher_.copy(block, masters);
   if (!rollout_network_) return;
   if (block < 0)
     rollout_network_->load_ends(masters, version);
   else
     rollout_network_->load_block(block, masters);
+}
+
+TrainerModel::Visit TrainerModel::joining(const Visit& visit) const {
+  if (tensor_group_ == nullptr) return visit;
+  return [this, visit](int64_t block, const FlatParameters& part) {
+    visit(block, join_parts(segment_layout(config_, block), part, *tensor_group_, network_->device()));
+  };
+}
+
+void TrainerModel::visit_masters(const Visit& visit) const {
+  const Visit of_whole = joining(visit);
+  if (shards_) return shards_->visit(of_whole);
+  for (int64_t block = -1; block < config().num_layers; ++block) of_whole(block, parameters_);
 }
 
 void TrainerModel::refresh() {
@@ -88,26 +100,7 @@ void TrainerModel::refresh() {
 
 ShardPlan TrainerModel::shard_plan(Shard shard, const Ranks& ranks) const {
   const Ranks group = ranks.shard_group();
-  return {parameters_.specs(), shard, group.rank(), group.size()};
-}
-
-std::vector<FlatPart> TrainerModel::own_parts() const {
-  const at::Tensor& flat = parameters_.flat();
-  if (!shards_) return {{0, flat}};
-  std::vector<FlatPart> parts;
-  for (const FlatRange& range : shards_->plan().owned())
-    parts.push_back({range.begin, flat.narrow(0, range.begin, range.size())});
-  return parts;
-}
-
-std::shared_ptr<void> TrainerModel::gathered() const {
-  if (!shards_) return nullptr;
-  shards_->gather();
-  return {nullptr, [shards = shards_.get()](void*) { shards->release(); }};
-}
-
-FlatParameters TrainerModel::joined() const {
-  return tensor_group_ == nullptr ? parameters_ : join_model(config_, parameters_, *tensor_group_, at::kCPU);
+  return {layout_, shard, group.rank(), group.size()};
 }
 
 at::Tensor TrainerModel::hidden(const MicroBatch& micro) const {

@@ -6,8 +6,8 @@
 #include <functional>
 #include <memory>
 
-#include "model/hf_directory.h"
 #include "model/logits_loss.h"
+#include "model/model_weights.h"
 #include "model/token_logprobs.h"
 #include "model/transformer.h"
 #include "trainer/packing.h"
@@ -18,19 +18,26 @@ namespace temper {
 
 class TrainerModel {
  public:
-  // kFull: weights and gradients lie with their owners among the ranks (sharded_weights.h). Where ranks share layers
-  // (ranks.tensor_group()), this one keeps its part of `model` (model/tensor_parallel.h), and the ranks of the group
-  // make the same calls. In both cases rollouts need a network of their own.
-  static TrainerModel trainable(LoadedModel model, at::ScalarType compute, Shard shard = Shard::kNone,
+  // Shard::kFull: weights and gradients lie with their owners among the ranks (sharded_weights.h). Where ranks share
+  // layers (ranks.tensor_group()), this one keeps its part of the model (model/tensor_parallel.h), and the ranks of the
+  // group make the same calls. In both cases rollouts need a network of their own, and no rank ever has the whole model
+  // in memory.
+  static TrainerModel trainable(const ModelWeights& weights, at::ScalarType compute, Shard shard = Shard::kNone,
                                 const Ranks& ranks = {}, at::Device device = at::kCPU);
-  static TrainerModel frozen(LoadedModel model, at::ScalarType compute, WeightFormat weights = WeightFormat::kCompute,
-                             at::Device device = at::kCPU, const Ranks& ranks = {});
+  static TrainerModel frozen(const ModelWeights& weights, at::ScalarType compute,
+                             WeightFormat format = WeightFormat::kCompute, at::Device device = at::kCPU,
+                             const Ranks& ranks = {}, Shard shard = Shard::kNone);
 
   const ModelConfig& config() const { return config_; }  // of the whole model
   const Transformer& network() const { return *network_; }
-  // f32 masters and the sums of their gradients, one layout: this rank's part. Undefined in a frozen model.
+  // Of what is here: all of the model, or a tensor-parallel rank's part.
+  const std::vector<ParameterSpec>& layout() const { return layout_; }
+  // f32 masters and the sums of their gradients. Undefined in a frozen model and where they lie with their owners.
   const FlatParameters& parameters() const { return parameters_; }
   const FlatParameters& gradients() const { return gradients_; }
+  // The same in any trainable model: all of the flat buffer, or what this rank owns of it.
+  std::vector<FlatPart> own_parameters() const { return shards_ ? shards_->weights() : whole(parameters_); }
+  std::vector<FlatPart> own_gradients() const { return shards_ ? shards_->gradients() : whole(gradients_); }
 
   // From the next publish() on, rollouts have a network of their own, the whole model. REQUIRES: trainable.
   void separate_rollouts(at::ScalarType compute, WeightFormat weights);
@@ -40,8 +47,9 @@ class TrainerModel {
 
   // Who has rollouts elsewhere: publish() hands it each block's masters (-1: the ends), the whole model's, while they
   // are all here, then the version. Set before a publish() that all ranks make.
+  using Visit = std::function<void(int64_t block, const FlatParameters& masters)>;
   struct Publisher {
-    std::function<void(int64_t block, const FlatParameters& masters)> copy;
+    Visit copy;
     std::function<void(PolicyVersion version)> publish;
   };
   void set_publisher(Publisher publisher) { publisher_ = std::move(publisher); }
@@ -55,12 +63,8 @@ class TrainerModel {
   ShardedWeights* shards() const { return shards_.get(); }
   // What this rank's parameters and gradients hold, and the optimiser updates.
   ShardPlan shard_plan(Shard shard, const Ranks& ranks) const;
-  // The masters that are here: all of the flat buffer, or what this rank owns of sharded weights.
-  std::vector<FlatPart> own_parts() const;
-  // All parameters of the part on all ranks, for as long as the result lives.
-  std::shared_ptr<void> gathered() const;
-  // The whole model's, on the CPU where layers are shared (a collective call of their group), else parameters().
-  FlatParameters joined() const;
+  // A collective call: each block's masters, the whole model's. REQUIRES: trainable.
+  void visit_masters(const Visit& visit) const;
   void set_recompute(bool value) { network_->set_recompute(value); }
   void set_hooks(Transformer::BlockHook block, Transformer::LookupHook lookup) const {
     network_->set_block_hook(std::move(block));
@@ -79,14 +83,18 @@ class TrainerModel {
   at::Tensor values(const at::Tensor& hidden) const { return network_->values(hidden); }
 
  private:
-  TrainerModel(LoadedModel model, at::ScalarType compute, WeightFormat weights, bool is_trainable, at::Device device,
-               Communicator* tensor_group);
-  void hand_out(int64_t block, PolicyVersion version);
+  TrainerModel(const ModelWeights& weights, at::ScalarType compute, WeightFormat format, bool is_trainable,
+               at::Device device, const Ranks& ranks, Shard shard);
+  void hand_out(int64_t block, const FlatParameters& masters, PolicyVersion version) const;
+  // Visited with what is here, `visit` sees the whole model's.
+  Visit joining(const Visit& visit) const;
+  static std::vector<FlatPart> whole(const FlatParameters& parameters) { return {{0, parameters.flat()}}; }
 
   ModelConfig config_;
   Communicator* tensor_group_;            // of the ranks that share the layers; null: nobody does
   std::unique_ptr<Transformer> network_;  // at one address: the engine and autograd graphs hold it
   std::unique_ptr<Transformer> rollout_network_;
+  std::vector<ParameterSpec> layout_;
   FlatParameters parameters_;
   FlatParameters gradients_;
   std::unique_ptr<ShardedWeights> shards_;

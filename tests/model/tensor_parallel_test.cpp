@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "model/initialize.h"
 #include "model/logits_loss.h"
+#include "model/model_weights.h"
 #include "model/token_logprobs.h"
 #include "tests/comm/thread_ranks.h"
 
@@ -36,6 +37,12 @@ void on_ranks(int num_ranks, const std::function<void(Communicator&)>& run) {
   on_thread_ranks(num_ranks, {.timeout = std::chrono::seconds(60), .check_agreement = true}, run);
 }
 
+FlatParameters part_of(const ModelConfig& config, const FlatParameters& whole, const TensorPart& part) {
+  const FlatParameters own(part_config(config, part));
+  read_parameters(weights_of({config, whole}), own, part);
+  return own;
+}
+
 TEST(TensorParts, PutTogetherAreTheWhole) {
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kQwen2, ModelFamily::kQwen3})
     for (const bool tied : {false, true}) {
@@ -43,9 +50,13 @@ TEST(TensorParts, PutTogetherAreTheWhole) {
       FlatParameters whole(config);
       for (const ParameterSpec& spec : whole.specs()) whole[spec.name].normal_();
       on_ranks(3, [&](Communicator& comm) {
-        const FlatParameters part = part_parameters(config, whole, {comm.rank(), comm.size()});
+        const FlatParameters part = part_of(config, whole, {comm.rank(), comm.size()});
         EXPECT_LT(part.flat().numel(), whole.flat().numel() / 2);
-        EXPECT_TRUE(at::equal(join_model(config, part, comm, at::kCPU).flat(), whole.flat()));
+        for (int64_t block = -1; block < config.num_layers; ++block) {
+          const FlatParameters joined = join_parts(segment_layout(config, block), part, comm, at::kCPU);
+          for (const ParameterSpec& spec : joined.specs())
+            EXPECT_TRUE(at::equal(joined[spec.name], whole[spec.name])) << spec.name;
+        }
       });
     }
 }
@@ -54,7 +65,7 @@ TEST(TensorParts, TakeTheRowsAndColumnsOfTheirHeads) {
   const ModelConfig config = shape(ModelFamily::kQwen2, false);
   FlatParameters whole(config);
   for (const ParameterSpec& spec : whole.specs()) whole[spec.name].normal_();
-  const FlatParameters part = part_parameters(config, whole, {1, 3});
+  const FlatParameters part = part_of(config, whole, {1, 3});
   const std::string layer = "model.layers.1.";
   const auto expect = [&](const std::string& name, const at::Tensor& expected) {
     EXPECT_TRUE(at::equal(part[name], expected)) << name;

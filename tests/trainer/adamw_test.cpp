@@ -12,6 +12,10 @@ namespace {
 
 std::vector<ParameterSpec> layout() { return {{"matrix", {2, 2}, 0}, {"norm", {3}, 16}}; }
 
+AdamW optimizer_of_all(const AdamWSettings& settings) {
+  return AdamW(layout(), settings, ShardPlan(layout(), Shard::kNone, 0, 1));
+}
+
 FlatParameters filled(std::vector<float> matrix, std::vector<float> norm) {
   FlatParameters parameters(layout());
   parameters["matrix"].copy_(at::tensor(matrix).view({2, 2}));
@@ -25,8 +29,8 @@ FlatParameters filled(std::vector<float> matrix, std::vector<float> norm) {
 TEST(AdamW, FirstStepMovesEachElementByTheLearningRate) {
   const FlatParameters parameters = filled({1, -2, 3, 0}, {1, 1, 1});
   const FlatParameters gradients = filled({0.5, -0.25, 4, 0}, {2, -2, 0});
-  AdamW optimizer(parameters, {0.9, 0.99, 1e-12, 0.5});
-  optimizer.step(parameters, gradients, 0.1, 1.0);
+  AdamW optimizer = optimizer_of_all({0.9, 0.99, 1e-12, 0.5});
+  optimizer.step({{0, parameters.flat()}}, {{0, gradients.flat()}}, 0.1, 1.0);
   EXPECT_TRUE(at::allclose(parameters["matrix"].flatten(), at::tensor({0.95f - 0.1f, -1.9f + 0.1f, 2.85f - 0.1f, 0.0f}),
                            1e-6, 1e-7));
   EXPECT_TRUE(at::allclose(parameters["norm"], at::tensor({0.9f, 1.1f, 1.0f}), 1e-6, 1e-7));  // norms do not decay
@@ -36,12 +40,12 @@ TEST(AdamW, FirstStepMovesEachElementByTheLearningRate) {
 
 TEST(AdamW, FollowsThePublishedRecursionForManySteps) {
   const FlatParameters parameters = filled({1, -2, 3, 0.5}, {1, 2, 3});
-  AdamW optimizer(parameters, {0.9, 0.999, 1e-8, 0.01});
+  AdamW optimizer = optimizer_of_all({0.9, 0.999, 1e-8, 0.01});
   double p = 1, m = 0, v = 0;
   for (int t = 1; t <= 50; ++t) {
     const double g = std::sin(t), scale = 0.5, lr = 0.01 * t;
     const FlatParameters gradients = filled({static_cast<float>(g), 0, 0, 0}, {0, 0, 0});
-    optimizer.step(parameters, gradients, lr, scale);
+    optimizer.step({{0, parameters.flat()}}, {{0, gradients.flat()}}, lr, scale);
     p -= lr * 0.01 * p;
     m = 0.9 * m + 0.1 * g * scale;
     v = 0.999 * v + 0.001 * g * scale * g * scale;

@@ -47,16 +47,20 @@ class Fixture {
     if (change) change(config);
     const bool pairs_with_values = config.algo.policy_loss == PolicyLoss::kRewardModel;
     const bool shared = config.algo.needs_critic() && config.critic.shared_backbone;
-    const auto make_trainable = [&](LoadedModel model) {
-      return TrainerModel::trainable(std::move(model), at::kFloat, config.train.shard, ranks, device);
+    const auto make_trainable = [&](const LoadedModel& model) {
+      return TrainerModel::trainable(weights_of(model), at::kFloat, config.train.shard, ranks, device);
+    };
+    const auto freeze = [&](const LoadedModel& model) {
+      return TrainerModel::frozen(weights_of(model), at::kFloat, WeightFormat::kCompute, device, ranks,
+                                  config.train.shard);
     };
     policy.emplace(make_trainable(with_heads(tiny_model(5, shape), !pairs_with_values, pairs_with_values || shared)));
     policy->set_recompute(config.train.recompute);
-    reference.emplace(TrainerModel::frozen(tiny_model(6, shape), at::kFloat, WeightFormat::kCompute, device, ranks));
-    teacher.emplace(TrainerModel::frozen(tiny_model(7, shape), at::kFloat, WeightFormat::kCompute, device, ranks));
+    reference.emplace(freeze(tiny_model(6, shape)));
+    teacher.emplace(freeze(tiny_model(7, shape)));
     const AdamWSettings settings{config.optim.betas[0], config.optim.betas[1]};
     const auto make_optimizer = [&](const TrainerModel& model) {
-      return std::make_unique<AdamW>(model.parameters(), settings, model.shard_plan(config.train.shard, ranks));
+      return std::make_unique<AdamW>(model.layout(), settings, model.shard_plan(config.train.shard, ranks), device);
     };
     optimizer = make_optimizer(*policy);
     if (config.algo.needs_critic() && !shared) {

@@ -63,7 +63,7 @@ struct Passed {
 
 // The gradient of a weighted sum of all log-probabilities.
 Passed run(const StepBatch& batch, const std::vector<MicroBatch>& micro_batches) {
-  const TrainerModel policy = TrainerModel::trainable(tiny_model(), at::kFloat);
+  const TrainerModel policy = TrainerModel::trainable(weights_of(tiny_model()), at::kFloat);
   const std::vector<int64_t> offsets = batch.loss.offsets();
   const at::Tensor weights = at::arange(1, batch.num_completion_tokens + 1).to(at::kFloat).cos();
   Passed passed;

@@ -42,8 +42,12 @@ inline Course train(Preset preset, const Change& change, const Ranks& ranks, con
       },
       ranks, at::kCPU, shape);
   const auto weights = [&fixture] {
-    const std::shared_ptr<void> here = fixture.policy->gathered();
-    return fixture.policy->joined().flat().clone();
+    const FlatParameters whole(fixture.policy->config());
+    fixture.policy->visit_masters([&](int64_t block, const FlatParameters& masters) {
+      for (const ParameterSpec& spec : segment_layout(fixture.policy->config(), block))
+        whole[spec.name].copy_(masters[spec.name]);
+    });
+    return whole.flat();
   };
   Course course;
   course.before = weights();

@@ -36,6 +36,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"full_dpo", Preset::kDpo, shard_everything},
         Case{"full_sft_with_biases", Preset::kSft, shard_everything, [](ModelInit& init) { init.family = "qwen2"; }},
         Case{"full_reward_model", Preset::kRewardModel, shard_everything},
+        Case{"full_distill", Preset::kGkd, shard_everything},
+        Case{"full_distill_without_a_tied_head", Preset::kGkd, shard_everything,
+             [](ModelInit& init) { init.tie_word_embeddings = false; }},
         Case{"grpo", Preset::kGrpo, [](StageConfig& s) { s.algo.kl_coef = 0.05; }},
         Case{"grpo_in_small_micro_batches", Preset::kGrpo,
              [](StageConfig& s) { s.train.max_tokens_per_micro_batch = 24; }},
@@ -103,12 +106,13 @@ TEST(AdamW, HasTheMomentsOfWhatItOwns) {
   on_thread_ranks(3, {.timeout = std::chrono::seconds(60)}, [](Communicator& comm) {
     const LoadedModel model = tiny_model();
     const FlatParameters gradients(model.parameters.specs());
-    const ShardPlan plan(model.parameters.specs(), Shard::kOptimizer, comm.rank(), 3);
-    AdamW whole(model.parameters, {}), sharded(model.parameters, {}, plan);
+    const std::vector<ParameterSpec>& layout = model.parameters.specs();
+    const ShardPlan plan(layout, Shard::kOptimizer, comm.rank(), 3);
+    AdamW whole(layout, {}, ShardPlan(layout, Shard::kNone, 0, 1)), sharded(layout, {}, plan);
     const auto step = [&](AdamW& optimizer) {
       gradients.flat().copy_(model.parameters.flat());
       const FlatParameters weights(model.parameters.specs(), model.parameters.flat().clone());
-      optimizer.step(weights, gradients, 1e-2, 1);
+      optimizer.step({{0, weights.flat()}}, {{0, gradients.flat()}}, 1e-2, 1);
       EXPECT_EQ(gradients.flat().count_nonzero().item<int64_t>(), 0);
     };
     step(whole);

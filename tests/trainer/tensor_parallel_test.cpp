@@ -119,13 +119,12 @@ TEST(TensorParallel, RolloutsHaveTheWholeModel) {
     on_thread_ranks(4, {.timeout = std::chrono::seconds(60)}, [&](Communicator& comm) {
       const LoadedModel whole = tiny_model(5, four_heads("qwen3", true));
       const Ranks ranks = Ranks(comm).with_tensor_parallel(2);
-      TrainerModel model = TrainerModel::trainable(
-          {whole.config, {whole.parameters.specs(), whole.parameters.flat().clone()}}, at::kFloat, shard, ranks);
+      TrainerModel model = TrainerModel::trainable(weights_of(whole), at::kFloat, shard, ranks);
       EXPECT_TRUE(model.needs_separate_rollouts());
       model.separate_rollouts(at::kFloat, WeightFormat::kCompute);
       model.publish(3);
       EXPECT_EQ(model.rollout_network().version(), 3);
-      const TrainerModel expected = TrainerModel::frozen(whole, at::kFloat);
+      const TrainerModel expected = TrainerModel::frozen(weights_of(whole), at::kFloat);
       const at::Tensor hidden = at::randn({5, 32}, at::kFloat);
       EXPECT_TRUE(at::equal(model.rollout_network().logits(hidden), expected.network().logits(hidden)));
     });
