@@ -44,7 +44,7 @@ fi
 
 cuda_packages() { scripts/setup_cuda.sh; }
 if cuda_packages; then
-  part "cuda build" scripts/build.sh cuda temper gpu_test comm_nccl_test
+  part "cuda build" scripts/build.sh cuda temper gpu_test comm_nccl_test comm_nccl_weights_test
 else
   not_run "cuda build" "its packages cannot be had"
 fi

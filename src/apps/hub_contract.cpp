@@ -63,6 +63,12 @@ ChannelSettings hub_channel(const StageConfig& stage) {
   return settings;
 }
 
+std::shared_ptr<WeightLinks> weight_links(const StageConfig& stage, at::Device device) {
+  constexpr std::chrono::seconds kTimeout{20};  // to connect, and of each piece
+  if (stage.async.weight_transport != WeightTransport::kNccl || !device.is_cuda()) return nullptr;
+  return nccl_weight_links(device.index(), kTimeout);
+}
+
 bool is_plain_text(const StageConfig& stage) { return stage.async.keys == "none"; }
 
 std::string key_folder(const StageConfig& stage, const std::string& run_directory) {

@@ -2,9 +2,11 @@
 // the protocol (comm/rollout_messages.h), the limits of their wire, where keys and hub.json lie. Pure functions but for
 // build_identity().
 #pragma once
+#include <memory>
 #include <string>
 
 #include "comm/channel.h"
+#include "comm/weight_link.h"
 #include "config/config.h"
 #include "data/tokenizer.h"
 #include "model/model_config.h"
@@ -21,6 +23,9 @@ std::string config_identity(const StageConfig& stage);
 
 // Of both ends: a group of the greatest length fits a message.
 ChannelSettings hub_channel(const StageConfig& stage);
+
+// Both ends': the links that weights go by, where the configuration wants them and the model is on a GPU; else null.
+std::shared_ptr<WeightLinks> weight_links(const StageConfig& stage, at::Device device);
 
 bool is_plain_text(const StageConfig& stage);                                        // async.keys = "none"
 std::string key_folder(const StageConfig& stage, const std::string& run_directory);  // of keys that are used

@@ -84,6 +84,10 @@ HubRollouts::HubRollouts(Options options, TrainerModel& policy, const TrainCount
   const StageConfig& stage = options.stage;
   WeightServerOptions serving;
   serving.allow_plain_text = is_plain_text(stage);
+  serving.links = weight_links(stage, policy.network().device());
+  if (stage.async.weight_transport == WeightTransport::kNccl && !serving.links)
+    throw ConfigError(
+        "async.weight_transport = nccl: the trainer computes on its CPU. Train on GPUs, or use messages.");
   const auto keys = server_keys(options, ranks);
   weights_ = std::make_unique<WeightServer>(address_of(stage.async.bind, /*with_port=*/false), keys, serving);
   publisher_ = std::make_unique<WeightPublisher>(*weights_, policy.config(), wire_type(rollout_type(stage)), ranks);

@@ -133,6 +133,7 @@ RolloutLoopOptions loop_options(const StageWorker& worker, const HubFile& hub, c
   options.run_id = hub.run_id;
   if (!is_plain_text(stage)) options.keys = read_client_keys(keys, hub.public_key);
   options.channel = hub_channel(stage);
+  options.weight_links = weight_links(stage, worker.model->device());
   options.engine = engine_options(stage.rollout);
   options.reward_timeout_s = stage.reward.timeout_s;
   options.environment = stage.rollout.environment;

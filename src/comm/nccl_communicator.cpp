@@ -437,6 +437,34 @@ ncclUniqueId agree_on_id(Communicator& host) {
   return id;
 }
 
+std::unique_ptr<Communicator> connect(const std::shared_ptr<Communicator>& host, const ncclUniqueId& id, int device,
+                                      Clock::time_point deadline, const CommOptions& options) {
+  const int rank = host->rank(), size = host->size();
+  auto world = std::make_shared<World>(host, device);
+  const std::shared_ptr<Link> link = world->add_link();
+  ncclConfig_t config = non_blocking();
+  const ncclResult_t state =
+      world->call(*link, deadline, [&] { return ncclCommInitRankConfig(&link->comm, size, id, rank, &config); });
+  if (state != ncclSuccess)
+    world->fail(format("connecting rank {} of {} on GPU {}: {}", rank, size, device, error_text(state)));
+  return std::make_unique<NcclCommunicator>(world, host, link, options);
+}
+
+// Beneath two ranks that have GPUs in common alone.
+class NoHost : public Communicator {
+ public:
+  NoHost(int rank, int size, const CommOptions& options) : Communicator(rank, size, options) {}
+  std::unique_ptr<Communicator> split(int, int) override {
+    throw std::logic_error("two ranks that NCCL alone connects cannot be split");
+  }
+  void abort(const std::string&) override {}
+
+ protected:
+  void start(const std::shared_ptr<CommOperation>& operation) override {
+    operation->fail(operation->describe() + ": these ranks have GPUs in common alone.");
+  }
+};
+
 }  // namespace
 
 bool has_nccl() { return true; }
@@ -447,15 +475,22 @@ std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicato
   const std::shared_ptr<Communicator> shared_host = std::move(host);
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));  // NCCL takes the current one
   const ncclUniqueId id = agree_on_id(*shared_host);
-  const int rank = shared_host->rank(), size = shared_host->size();
-  auto world = std::make_shared<World>(shared_host, device);
-  const std::shared_ptr<Link> link = world->add_link();
-  ncclConfig_t config = non_blocking();
-  const ncclResult_t state =
-      world->call(*link, deadline, [&] { return ncclCommInitRankConfig(&link->comm, size, id, rank, &config); });
-  if (state != ncclSuccess)
-    world->fail(format("connecting rank {} of {} on GPU {}: {}", rank, size, device, error_text(state)));
-  return std::make_unique<NcclCommunicator>(world, shared_host, link, options);
+  return connect(shared_host, id, device, deadline, options);
+}
+
+std::string new_nccl_id() {
+  ncclUniqueId id;
+  if (const ncclResult_t state = ncclGetUniqueId(&id); state != ncclSuccess)
+    throw CommError("NCCL's unique id: {}", error_text(state));
+  return {reinterpret_cast<const char*>(&id), sizeof id};
+}
+
+std::unique_ptr<Communicator> make_nccl_pair(const std::string& id, int rank, int device, const CommOptions& options) {
+  ncclUniqueId known;
+  if (id.size() != sizeof known) throw CommError("an id of NCCL has {} bytes, not {}.", sizeof known, id.size());
+  std::memcpy(&known, id.data(), sizeof known);
+  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+  return connect(std::make_shared<NoHost>(rank, 2, options), known, device, Clock::now() + options.timeout, options);
 }
 
 int device_of_local_rank(int local_rank) {
@@ -485,6 +520,8 @@ bool has_nccl() { return false; }
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, int, const CommOptions&) {
   refuse();
 }
+std::string new_nccl_id() { refuse(); }
+std::unique_ptr<Communicator> make_nccl_pair(const std::string&, int, int, const CommOptions&) { refuse(); }
 int device_of_local_rank(int) { refuse(); }
 
 }  // namespace temper

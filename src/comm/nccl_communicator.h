@@ -18,6 +18,12 @@ bool has_nccl();
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host, int device,
                                                      const CommOptions& options = {});
 
+// Two processes that share no world. `id` is new_nccl_id() of one of them; each is one rank. Tensors of the GPU alone:
+// no texts, no barriers, no split(). CommError where the other does not connect in options.timeout.
+std::string new_nccl_id();
+std::unique_ptr<Communicator> make_nccl_pair(const std::string& id, int rank, int device,
+                                             const CommOptions& options = {});
+
 // The GPU of a rank, by its number among the ranks of its machine. ConfigError where the machine has none; a warning
 // where ranks have to share.
 int device_of_local_rank(int local_rank);

@@ -171,8 +171,10 @@ bool WeightClient::Fetcher::fetch_version(Lock& lock, int64_t epoch, PolicyVersi
   if (!all) return false;
   if (for_host) host_->commit(epoch, version);
   counters_.weight_bytes += next->size_bytes();
-  for (const WeightManifest& manifest : next->manifests())
+  for (const WeightManifest& manifest : next->manifests()) {
     ++(manifest.base >= 0 ? counters_.delta_parts : counters_.full_parts);
+    counters_.link_parts += manifest.route == WeightRoute::kLink ? 1 : 0;
+  }
   take(std::move(next));
   return true;
 }

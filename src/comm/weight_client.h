@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "comm/channel_keys.h"
+#include "comm/weight_link.h"
 #include "comm/weight_types.h"
 #include "core/rollout_types.h"
 
@@ -31,8 +32,9 @@ struct WeightClientOptions {
   bool allow_plain_text = false;                // without keys; on loopback alone
   // Workers of one host and run share one copy of the weights in this folder (comm/host_weights.h), which should be in
   // memory: the first to want a version fetches it, the others map it. Empty: each has its own.
-  std::string host_dir = {};  // "/dev/shm"
-  std::string run_id = {};    // of hub.json
+  std::string host_dir = {};                // "/dev/shm"
+  std::string run_id = {};                  // of hub.json
+  std::shared_ptr<WeightLinks> links = {};  // that ranks which have some too may send by; null: messages alone
   // One who fetches for the others and gets no chunk for so long may be stopped: then each fetches for itself.
   std::chrono::milliseconds host_patience{10000};
 };
@@ -54,6 +56,7 @@ struct FetchedWeights {
 struct WeightClientCounters {
   int64_t fetches = 0;                       // that brought a new version
   int64_t full_parts = 0, delta_parts = 0;   // of these, rank by rank
+  int64_t link_parts = 0;                    // of the full ones, by links
   int64_t weight_bytes = 0, wire_bytes = 0;  // what they brought, and what came over the wire for it
   int64_t retries = 0;                       // begun anew: a connection was lost or the version went
   int64_t host_copies = 0;                   // of these, another worker of the host had fetched

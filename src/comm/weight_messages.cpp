@@ -12,6 +12,7 @@ namespace {
 constexpr size_t kMaxTensorNameBytes = 1024;
 constexpr size_t kMaxDimensions = 16;
 constexpr size_t kChecksumDigits = 32;
+constexpr size_t kMaxLinkIdBytes = 256;             // NCCL's have 128
 constexpr size_t kPartBytes = 8 + 1 + 8 + 8 + 8;    // of a part without name and dimensions
 constexpr int64_t kMaxElements = int64_t{1} << 48;  // of a tensor, and of all parts of a rank
 
@@ -88,6 +89,11 @@ int64_t WeightManifest::num_chunks() const {
   return bytes / chunk_bytes + (bytes % chunk_bytes == 0 ? 0 : 1);
 }
 
+int64_t WeightManifest::link_piece_bytes() const {
+  constexpr int64_t kAbout = int64_t{64} << 20;
+  return chunk_bytes * std::max<int64_t>(1, kAbout / chunk_bytes);
+}
+
 std::string encode(const WeightOffer& offer) {
   WireWriter writer;
   writer.number(offer.epoch);
@@ -115,6 +121,7 @@ std::string encode(const WeightRequest& request) {
   writer.number(request.version);
   writer.number(request.base);
   writer.text(request.base_checksum);
+  writer.text(request.link);
   return writer.take();
 }
 
@@ -126,7 +133,10 @@ WeightRequest decode_weight_request(std::string_view bytes) {
   request.version = read_field(reader, 0, "a version");
   request.base = read_field(reader, -1, "a base version");
   request.base_checksum = reader.text();
+  request.link = reader.text();
   check_end(reader, "a request for weights");
+  if (request.link.size() > kMaxLinkIdBytes)
+    throw FormatError("a request for weights has an id of {} bytes for its link.", request.link.size());
   if (request.base_checksum.size() != (request.base < 0 ? 0 : kChecksumDigits))
     throw FormatError("a request for weights has a checksum of {} digits for base {}.", request.base_checksum.size(),
                       request.base);
@@ -139,6 +149,7 @@ std::string encode(const WeightManifest& manifest) {
   writer.number(manifest.epoch);
   writer.number(manifest.version);
   writer.number(manifest.base);
+  writer.number(static_cast<uint8_t>(manifest.route));
   writer.number(manifest.chunk_bytes);
   writer.text(manifest.checksum);
   writer.number(static_cast<int64_t>(manifest.parts.size()));
@@ -153,6 +164,7 @@ WeightManifest decode_weight_manifest(std::string_view bytes) {
   manifest.epoch = read_field(reader, 0, "an epoch");
   manifest.version = read_field(reader, 0, "a version");
   manifest.base = read_field(reader, -1, "a base version");
+  manifest.route = reader.choice(WeightRoute::kLink);
   manifest.chunk_bytes = read_field(reader, 1, "the size of a chunk");
   read_checksum(reader, manifest.checksum);
   int64_t elements = 0;

@@ -6,7 +6,8 @@
 //   Offer, at first and at each publish
 //                                       Request (again: the one before is forgotten)
 //   Manifest, at once
-//   Chunk 0, 1, ... in their turn; or Gone
+//   Chunk 0, 1, ... in their turn, or the bytes by a link (comm/weight_link.h); or Gone
+//   LinkLost, in place of the bytes, when a link has failed: ask for chunks
 //                                       Cancel
 //
 // Numbers and texts lie one after another as comm/wire_format.h writes them, in the order of the members.
@@ -29,7 +30,8 @@ enum WeightMessageType : uint16_t {
   kWeightChunk,
   kWeightGone,
   kWeightCancel,
-  kLastWeightMessage = kWeightCancel,
+  kWeightLinkLost,
+  kLastWeightMessage = kWeightLinkLost,
 };
 
 struct WeightOffer {
@@ -43,7 +45,10 @@ struct WeightRequest {
   PolicyVersion version = 0;
   PolicyVersion base = -1;         // a version of this epoch that the reader has of this rank; -1: none
   std::string base_checksum = {};  // its Manifest::checksum
+  std::string link = {};           // id of a link that the bytes may come by; empty: none
 };
+
+enum class WeightRoute : uint8_t { kChunks, kLink };
 
 // What one rank holds of a version. Its stream is the bytes of its parts, one after another, cut into chunks.
 struct WeightManifest {
@@ -51,12 +56,14 @@ struct WeightManifest {
   int64_t epoch = 0;
   PolicyVersion version = 0;
   PolicyVersion base = -1;  // what chunks are deltas from; -1: there are no deltas
+  WeightRoute route = WeightRoute::kChunks;
   int64_t chunk_bytes = 1;
   std::string checksum = {};           // XXH3-128 of the stream, 32 hexadecimal digits
   std::vector<WeightPart> parts = {};  // without bytes
 
   int64_t stream_bytes() const;
   int64_t num_chunks() const;
+  int64_t link_piece_bytes() const;  // of the stream, that a link carries at a time: whole chunks, about 64 MiB
 };
 
 enum class ChunkEncoding : uint8_t { kRaw, kDelta };
@@ -70,7 +77,7 @@ struct WeightChunk {
 };
 constexpr size_t kWeightChunkHeaderBytes = 8 + 8 + 1 + 8;
 
-// Of a Gone and a Cancel there is the request's number alone.
+// Of a Gone, a LinkLost and a Cancel there is the request's number alone.
 
 std::string encode(const WeightOffer& offer);
 std::string encode(const WeightRequest& request);

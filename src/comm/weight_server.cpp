@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "comm/channel.h"
+#include "comm/weight_link_sender.h"
 #include "comm/weight_messages.h"
 #include "comm/weight_version.h"
 #include "core/clock.h"
@@ -94,15 +95,22 @@ class WeightServer::Service {
     std::shared_ptr<WeightVersion> version;
     std::shared_ptr<const WeightVersion> base = {};  // of deltas; null: none (any more)
     bool by_delta = false;                           // began with a base
+    std::string link = {};                           // not empty: it goes by this one
     bool announced = false;                          // the manifest is sent
     int64_t next_chunk = 0;
     std::optional<Clock::time_point> last_progress = {};  // since its turn came
   };
   struct Reader {
-    bool owes_offer = true;  // what it is still to be told
-    int64_t owes_gone = 0;   // of this request
+    bool owes_offer = true;                     // what it is still to be told
+    int64_t owes_gone = 0, owes_link_lost = 0;  // of this request
     int64_t last_request = 0;
     std::optional<Transfer> transfer;
+    std::unique_ptr<WeightLinkSender> link;  // null: none yet, or it was given up
+  };
+  struct LinkEnd {
+    PeerId peer;
+    int64_t request;
+    bool sent;
   };
   using Readers = std::map<PeerId, Reader>;
 
@@ -110,7 +118,6 @@ class WeightServer::Service {
   void take_published();
   void keep(std::shared_ptr<WeightVersion> version);
   void drop_oldest();
-  void end_transfers(const WeightVersion* of, const char* why);
 
   void handle(const ChannelMessage& message);
   void on_request(PeerId peer, const WeightRequest& request);
@@ -121,6 +128,9 @@ class WeightServer::Service {
   bool send_chunks(PeerId peer, Reader& reader);
   SendResult send_chunk(PeerId peer, Transfer& transfer);
   void close_if_stalled(PeerId peer);
+  void begin_link(PeerId peer, Reader& reader);
+  void give_up_link(Reader& reader);
+  void take_link_ends();
   void end_transfer(PeerId peer, Reader& reader, bool finished);
   void forget(PeerId peer);
 
@@ -132,6 +142,7 @@ class WeightServer::Service {
   bool stopping_ = false;                                 // guarded by mutex_, as what follows
   std::deque<std::shared_ptr<WeightVersion>> published_;  // not taken by the thread yet
   std::vector<std::string> allowed_;                      // the same
+  std::vector<LinkEnd> link_ends_;                        // the same
   std::pair<int64_t, PolicyVersion> newest_{-1, -1};
   std::exception_ptr failure_;
   WeightServerCounters counters_;
@@ -142,6 +153,7 @@ class WeightServer::Service {
   Readers readers_;
   std::set<PeerId> owing_;     // readers that are to be told something
   std::vector<PeerId> turns_;  // with a transfer that is announced, in the order of asking; the first are served
+  std::vector<std::unique_ptr<WeightLinkSender>> given_up_;  // links whose threads come to their end
   std::thread thread_;
 };
 
@@ -151,6 +163,7 @@ void WeightServer::Service::run() {
   try {
     while (true) {
       take_published();
+      take_link_ends();
       {
         const std::lock_guard lock(mutex_);
         if (stopping_) return;
@@ -234,7 +247,9 @@ void WeightServer::Service::on_request(PeerId peer, const WeightRequest& request
   if (request.request <= reader.last_request)
     throw FormatError("request {} for weights came after {}.", request.request, reader.last_request);
   reader.last_request = request.request;
-  if (reader.transfer) end_transfer(peer, reader, false);
+  // Who asks again by the link of the last request has had all of that; the link may not have said so yet.
+  const bool by_link = options_.links != nullptr && !request.link.empty();
+  if (reader.transfer) end_transfer(peer, reader, by_link && reader.transfer->link == request.link);
   owing_.insert(peer);
   const std::shared_ptr<WeightVersion> version = request.epoch == epoch_ ? find(request.version) : nullptr;
   if (version == nullptr) {
@@ -242,6 +257,10 @@ void WeightServer::Service::on_request(PeerId peer, const WeightRequest& request
     return;
   }
   reader.transfer = {.request = request.request, .version = version};
+  if (by_link) {
+    reader.transfer->link = request.link;
+    return;
+  }
   const std::shared_ptr<WeightVersion> base = find(request.base);
   if (base == nullptr || base == version || base->manifest().checksum != request.base_checksum ||
       !same_parts(base->manifest().parts, version->manifest().parts))
@@ -290,13 +309,21 @@ bool WeightServer::Service::tell(PeerId peer, Reader& reader) {
     if (!send(kWeightGone, encode_request_number(reader.owes_gone))) return false;
     reader.owes_gone = 0;
   }
+  if (reader.owes_link_lost != 0) {
+    if (!send(kWeightLinkLost, encode_request_number(reader.owes_link_lost))) return false;
+    reader.owes_link_lost = 0;
+  }
   if (reader.transfer && !reader.transfer->announced) {
     WeightManifest manifest = reader.transfer->version->manifest();
     manifest.request = reader.transfer->request;
     if (reader.transfer->base != nullptr) manifest.base = reader.transfer->base->manifest().version;
+    if (!reader.transfer->link.empty()) manifest.route = WeightRoute::kLink;
     if (!send(kWeightManifest, encode(manifest))) return false;
     reader.transfer->announced = true;
-    turns_.push_back(peer);
+    if (reader.transfer->link.empty())
+      turns_.push_back(peer);
+    else
+      begin_link(peer, reader);
   }
   owing_.erase(peer);
   return true;
@@ -362,18 +389,68 @@ void WeightServer::Service::close_if_stalled(PeerId peer) {
   forget(peer);
 }
 
+void WeightServer::Service::begin_link(PeerId peer, Reader& reader) {
+  const Transfer& transfer = *reader.transfer;
+  if (transfer.version->num_chunks() == 0) return end_transfer(peer, reader, true);
+  if (reader.link && reader.link->id() != transfer.link) give_up_link(reader);
+  if (!reader.link)
+    reader.link =
+        std::make_unique<WeightLinkSender>(options_.links, transfer.link, [this, peer](int64_t request, bool sent) {
+          const std::lock_guard lock(mutex_);
+          link_ends_.push_back({peer, request, sent});
+          channel_.wake();
+        });
+  reader.link->send(transfer.request, transfer.version);
+}
+
+// Its thread may need a while: nobody waits for it here.
+void WeightServer::Service::give_up_link(Reader& reader) {
+  reader.link->abort();
+  given_up_.push_back(std::move(reader.link));
+}
+
+// A reader whose link has failed is told so, and asks again for chunks.
+void WeightServer::Service::take_link_ends() {
+  std::vector<LinkEnd> ends;
+  {
+    const std::lock_guard lock(mutex_);
+    ends.swap(link_ends_);
+  }
+  std::erase_if(given_up_, [](const auto& link) { return link->ended(); });
+  for (const LinkEnd& end : ends) {
+    const auto found = readers_.find(end.peer);
+    if (found == readers_.end()) continue;
+    Reader& reader = found->second;
+    if (!reader.transfer || reader.transfer->request != end.request) continue;
+    if (!end.sent) {
+      reader.owes_link_lost = end.request;
+      owing_.insert(end.peer);
+    }
+    end_transfer(end.peer, reader, end.sent);
+  }
+}
+
 void WeightServer::Service::end_transfer(PeerId peer, Reader& reader, bool finished) {
-  const bool by_delta = reader.transfer->by_delta;
+  const Transfer transfer = std::move(*reader.transfer);
   reader.transfer.reset();
   std::erase(turns_, peer);
+  if (!finished && !transfer.link.empty() && reader.link) give_up_link(reader);
   const std::lock_guard lock(mutex_);
-  ++(!finished ? counters_.ended_transfers : by_delta ? counters_.delta_transfers : counters_.full_transfers);
+  if (!finished) {
+    ++counters_.ended_transfers;
+  } else if (!transfer.link.empty()) {
+    ++counters_.link_transfers;
+    counters_.link_bytes += transfer.version->manifest().stream_bytes();
+  } else {
+    ++(transfer.by_delta ? counters_.delta_transfers : counters_.full_transfers);
+  }
 }
 
 void WeightServer::Service::forget(PeerId peer) {
   const auto reader = readers_.find(peer);
   if (reader == readers_.end()) return;
   if (reader->second.transfer) end_transfer(peer, reader->second, false);
+  if (reader->second.link) give_up_link(reader->second);
   owing_.erase(peer);
   readers_.erase(reader);
 }

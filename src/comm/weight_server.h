@@ -10,7 +10,7 @@
 // for one fetch.
 //
 // Threads: every member function may be called from any thread. What the serving thread fails with is logged and
-// thrown by the next publish().
+// thrown by the next publish(). A reader's link (comm/weight_link.h) has a thread of its own, beside the turns.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "comm/channel_keys.h"
+#include "comm/weight_link.h"
 #include "comm/weight_types.h"
 #include "core/rollout_types.h"
 
@@ -32,13 +33,15 @@ struct WeightServerOptions {
   std::chrono::milliseconds stall_timeout{10000};  // a reader that takes nothing for so long loses its turn
   bool allow_plain_text = false;                   // without keys; on loopback alone
   bool allow_all_interfaces = false;
+  std::shared_ptr<WeightLinks> links = {};  // null: everything goes as messages
 };
 
 struct WeightServerCounters {
-  int64_t versions = 0;                             // published
-  int64_t full_transfers = 0, delta_transfers = 0;  // finished
+  int64_t versions = 0;                                                 // published
+  int64_t full_transfers = 0, delta_transfers = 0, link_transfers = 0;  // finished
   int64_t ended_transfers = 0;             // not finished: the reader left, stalled, asked anew or its version went
   int64_t raw_bytes = 0, delta_bytes = 0;  // of weights, as they went over the wire
+  int64_t link_bytes = 0;                  // by links
   double encode_s = 0;                     // spent on deltas
   int64_t readers = 0;                     // connected now
   int64_t refused = 0;                     // messages and connections

@@ -1,11 +1,14 @@
 #include "comm/weight_source.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <utility>
 
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/hash.h"
+#include "core/log.h"
 
 namespace temper {
 namespace {
@@ -28,7 +31,12 @@ ChannelSettings channel_settings(const WeightClientOptions& options) {
 
 WeightSource::WeightSource(size_t rank, const std::string& endpoint, const std::optional<ClientKeys>& keys,
                            const WeightClientOptions& options, WeightBoard& board)
-    : rank_(rank), endpoint_(endpoint), channel_(endpoint, keys, channel_settings(options)), board_(board) {
+    : rank_(rank),
+      endpoint_(endpoint),
+      channel_(endpoint, keys, channel_settings(options)),
+      board_(board),
+      links_(options.links) {
+  if (links_) link_thread_ = std::thread([this] { run_link(); });
   thread_ = std::thread([this] { run(); });
 }
 
@@ -36,15 +44,18 @@ WeightSource::~WeightSource() {
   {
     const std::lock_guard lock(board_.mutex);
     quitting_ = true;
+    if (link_busy_ && link_) link_->abort("the reader of weights ends.");
     board_.changed.notify_all();
   }
   channel_.wake();
   thread_.join();
+  if (link_thread_.joinable()) link_thread_.join();
 }
 
 void WeightSource::ask(WeightRequest request) {
   TEMPER_CHECK(phase_ == Phase::kIdle, "{} is asked twice", describe());
   request_ = std::move(request);
+  request_.link = link_id();
   unsent_request_ = true;
   unsent_cancel_ = false;  // the request says it too
   phase_ = Phase::kAsked;
@@ -56,14 +67,39 @@ void WeightSource::receive_into(WeightSet& set, WeightSet* base) {
   set_ = &set;
   base_ = base;
   num_placed_ = 0;
+  link_wanted_ = !set.is_complete(rank_) && manifest_.route == WeightRoute::kLink;
   enter(set.is_complete(rank_) ? Phase::kDone : Phase::kReceiving);  // a rank may hold nothing
 }
 
 void WeightSource::cancel() {
   unsent_cancel_ = (is_busy() || phase_ == Phase::kBroken) && !unsent_request_;
   unsent_request_ = false;
+  if (link_wanted_ || link_busy_) drop_link("the fetch was given up.");
   enter(Phase::kIdle);
   channel_.wake();
+}
+
+// What is under way on it is of no use any more. (Its thread resets the one that it is at.)
+void WeightSource::drop_link(const char* why) {
+  link_wanted_ = false;
+  if (link_busy_) {
+    if (link_) link_->abort(why);
+    return;
+  }
+  link_.reset();
+  link_id_.clear();
+}
+
+// Of the link that the next request may come by; empty: none.
+std::string WeightSource::link_id() {
+  if (!links_ || link_failed_ || link_busy_) return {};
+  try {
+    if (link_id_.empty()) link_id_ = links_->new_id();
+  } catch (const CommError& error) {
+    link_failed_ = true;
+    log_warning("{}: weights come as messages: {}", describe(), error.what());
+  }
+  return link_id_;
 }
 
 std::string WeightSource::describe() const { return format("rank {} ({})", rank_, endpoint_); }
@@ -117,13 +153,17 @@ void WeightSource::handle(const ChannelMessage& message) {
   }
   try {
     switch (message.type) {
-      case kOpened:
+      case kOpened: {
+        const std::lock_guard lock(board_.mutex);
+        link_failed_ = false;
         return;
+      }
       case kClosed: {
         const std::lock_guard lock(board_.mutex);
         offer_.reset();
         unsent_request_ = unsent_cancel_ = false;
         if (is_busy()) phase_ = Phase::kLost;
+        drop_link("the connection is lost.");
         board_.changed.notify_all();
         return;
       }
@@ -135,6 +175,8 @@ void WeightSource::handle(const ChannelMessage& message) {
         return on_chunk(decode_weight_chunk(message.payload()));
       case kWeightGone:
         return on_gone(decode_request_number(message.payload()));
+      case kWeightLinkLost:
+        return on_link_lost(decode_request_number(message.payload()));
       default:
         throw FormatError("a message of type {} is not for a reader.", message.type);
     }
@@ -159,6 +201,8 @@ void WeightSource::on_manifest(WeightManifest manifest) {
       (manifest.base >= 0 && manifest.base != request_.base))
     throw FormatError("epoch {}, version {} from base {} was asked for; it lists epoch {}, version {} from base {}.",
                       request_.epoch, request_.version, request_.base, manifest.epoch, manifest.version, manifest.base);
+  if (manifest.route == WeightRoute::kLink && request_.link.empty())
+    throw FormatError("it sends by a link that was not asked for.");
   manifest_ = std::move(manifest);
   enter(Phase::kListed);
 }
@@ -166,6 +210,8 @@ void WeightSource::on_manifest(WeightManifest manifest) {
 void WeightSource::on_chunk(const WeightChunk& chunk) {
   std::unique_lock lock(board_.mutex);
   if (chunk.request != request_.request) return;
+  if (manifest_.route == WeightRoute::kLink && phase_ == Phase::kReceiving)
+    throw FormatError("chunk {} came as a message, the link was to bring it.", chunk.index);
   board_.changed.wait(lock, [&] { return quitting_ || phase_ != Phase::kListed; });
   if (quitting_ || phase_ != Phase::kReceiving) return;
   placing_ = true;
@@ -180,10 +226,99 @@ void WeightSource::on_chunk(const WeightChunk& chunk) {
   enter(done && phase_ == Phase::kReceiving ? Phase::kDone : phase_);
 }
 
+// produces: bytes in their place; consumes: what the link brings; waits for: receive_into(), then the other end;
+// is unblocked by: cancel() and the destructor, which abort the link, or its own timeout.
+void WeightSource::run_link() {
+  std::unique_lock lock(board_.mutex);
+  while (true) {
+    board_.changed.wait(lock, [this] { return quitting_ || link_wanted_; });
+    if (quitting_) return;
+    link_wanted_ = false;
+    link_busy_ = true;
+    const int64_t request = request_.request;
+    std::string failure, refusal;
+    lock.unlock();
+    try {
+      receive_by_link();
+    } catch (const FormatError& error) {
+      refusal = error.what();
+    } catch (const std::exception& error) {
+      failure = error.what();
+    }
+    lock.lock();
+    link_busy_ = placing_ = false;
+    const bool wanted = phase_ == Phase::kReceiving && request_.request == request;
+    if (!wanted || !refusal.empty() || !failure.empty()) {  // what is still under way on it belongs to nothing
+      link_.reset();
+      link_id_.clear();
+    }
+    board_.changed.notify_all();
+    if (!wanted) continue;
+    if (!failure.empty()) {
+      link_failed_ = true;
+      log_warning("{}: the link has failed, weights come as messages: {}", describe(), failure);
+    }
+    refusal_ = refusal;
+    enter(!refusal.empty() ? Phase::kBroken : !failure.empty() ? Phase::kLost : Phase::kDone);
+  }
+}
+
+// The stream of the request under way, or as much of it as is wanted.
+void WeightSource::receive_by_link() {
+  std::unique_lock lock(board_.mutex);
+  const int64_t request = request_.request;
+  const int64_t stream_bytes = manifest_.stream_bytes(), longest = manifest_.link_piece_bytes();
+  const std::string id = link_id_;
+  const bool connected = link_ != nullptr;
+  lock.unlock();
+  if (!connected) {
+    std::unique_ptr<WeightLink> made = links_->connect(id, WeightLinks::End::kReader);
+    lock.lock();
+    link_ = std::move(made);
+    lock.unlock();
+  }
+  std::string piece;
+  for (int64_t begin = 0; begin < stream_bytes; begin += longest) {
+    piece.resize(static_cast<size_t>(std::min(longest, stream_bytes - begin)));
+    link_->receive(piece);
+    if (!place_piece(request, piece)) return;
+  }
+}
+
+// As chunks, whose checksums are of what came: the stream's own is that of the manifest. False: nobody wants it.
+bool WeightSource::place_piece(int64_t request, std::string_view bytes) {
+  std::unique_lock lock(board_.mutex);
+  if (quitting_ || phase_ != Phase::kReceiving || request_.request != request) return false;
+  placing_ = true;
+  const auto longest = static_cast<size_t>(manifest_.chunk_bytes);
+  WeightChunk chunk{.request = request, .index = num_placed_};
+  lock.unlock();
+  const Stopwatch watch;
+  for (size_t begin = 0; begin < bytes.size(); begin += longest, ++chunk.index) {
+    chunk.bytes = bytes.substr(begin, longest);
+    chunk.checksum = xxh3_64(chunk.bytes);
+    set_->place(rank_, chunk, nullptr);
+  }
+  lock.lock();
+  apply_s_ += watch.seconds();
+  num_placed_ = chunk.index;
+  placing_ = false;
+  board_.changed.notify_all();
+  return true;
+}
+
 void WeightSource::on_gone(int64_t request) {
   const std::lock_guard lock(board_.mutex);
   if (!is_busy() || request != request_.request) return;
   if (offer_ && offer_->epoch == request_.epoch) std::erase(offer_->versions, request_.version);
+  enter(Phase::kLost);
+}
+
+void WeightSource::on_link_lost(int64_t request) {
+  const std::lock_guard lock(board_.mutex);
+  if (!is_busy() || request != request_.request) return;
+  link_failed_ = true;
+  drop_link("the other end has failed.");
   enter(Phase::kLost);
 }
 

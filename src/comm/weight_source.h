@@ -1,19 +1,25 @@
 // One trainer rank as a weight client sees it: its connection with a thread of its own, what it offers, and the fetch
 // that is under way from it. For weight_client.cpp, which gives the orders and waits for what comes of them.
 //
+// Where the rank and this process both have links (comm/weight_link.h), the bytes come by one, in a second thread;
+// after the first failure of it they come as messages, for as long as the connection lasts.
+//
 // Threads: all ranks of a client share the board's mutex, which the caller of each member function holds; only the
 // thread inside works without it while it puts a chunk in its place.
 #pragma once
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "comm/channel.h"
 #include "comm/weight_client.h"
+#include "comm/weight_link.h"
 #include "comm/weight_messages.h"
 #include "comm/weight_set.h"
 
@@ -68,6 +74,12 @@ class WeightSource {
   void on_manifest(WeightManifest manifest);
   void on_chunk(const WeightChunk& chunk);
   void on_gone(int64_t request);
+  void on_link_lost(int64_t request);
+  void run_link();
+  void receive_by_link();
+  bool place_piece(int64_t request, std::string_view bytes);
+  std::string link_id();
+  void drop_link(const char* why);
   void enter(Phase phase);
   bool is_busy() const { return phase_ == Phase::kAsked || phase_ == Phase::kListed || phase_ == Phase::kReceiving; }
 
@@ -75,6 +87,7 @@ class WeightSource {
   const std::string endpoint_;
   ChannelClient channel_;  // the thread's, but for wake()
   WeightBoard& board_;
+  const std::shared_ptr<WeightLinks> links_;  // null: none
   // Guarded by the board's mutex:
   bool quitting_ = false;
   Phase phase_ = Phase::kIdle;
@@ -90,6 +103,13 @@ class WeightSource {
   std::exception_ptr failure_;
   int64_t wire_bytes_ = 0;
   double apply_s_ = 0;
+  // Of the link:
+  std::string link_id_;               // of the one that is connected, or being connected; empty: none
+  std::unique_ptr<WeightLink> link_;  // used by its thread; made and reset with the mutex held
+  bool link_wanted_ = false;          // its thread is to receive
+  bool link_busy_ = false;            // it does
+  bool link_failed_ = false;          // until the next connection
+  std::thread link_thread_;
   std::thread thread_;
 };
 

@@ -22,6 +22,7 @@ class WeightVersion {
 
   const WeightManifest& manifest() const { return manifest_; }  // of no request and no base
   int64_t num_chunks() const { return static_cast<int64_t>(chunk_checksums_.size()); }
+  std::string_view bytes() const { return {reinterpret_cast<const char*>(bytes_.get()), size_bytes_}; }
   std::string_view chunk(int64_t index) const;
   uint64_t chunk_checksum(int64_t index) const { return chunk_checksums_[static_cast<size_t>(index)]; }
 

@@ -37,6 +37,7 @@ TEMPER_CHOICES(RolloutIs, "none", "token", "sequence");
 TEMPER_CHOICES(RolloutIsMode, "truncate", "mask");
 TEMPER_CHOICES(RsDenominator, "kept", "all");
 TEMPER_CHOICES(StalenessPolicy, "drop", "wait");
+TEMPER_CHOICES(WeightTransport, "messages", "nccl");
 TEMPER_CHOICES(DistillLoss, "none", "forward_kl", "reverse_kl", "jsd");
 
 #undef TEMPER_CHOICES

@@ -77,6 +77,7 @@ enum class RolloutIs { kNone, kToken, kSequence };
 enum class RolloutIsMode { kTruncate, kMask };
 enum class RsDenominator { kKept, kAll };
 enum class StalenessPolicy { kDrop, kWait };
+enum class WeightTransport { kMessages, kNccl };
 enum class DistillLoss { kNone, kForwardKl, kReverseKl, kJsd };
 
 // The words of one enumeration, in the order of its enumerators.

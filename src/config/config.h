@@ -264,6 +264,7 @@ struct AsyncSection {
   StalenessPolicy staleness_policy = StalenessPolicy::kDrop;
   bool in_flight_updates = false;
   double lease_timeout_s = 600;
+  WeightTransport weight_transport = WeightTransport::kMessages;
   std::string bind = "127.0.0.1";  // HOST or HOST:PORT, of the hub
   std::string keys;                // folder; empty: keys in the run directory; none: plain text
   bool operator==(const AsyncSection&) const = default;

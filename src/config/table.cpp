@@ -355,6 +355,9 @@ void add_rest(TableBuilder& table) {
   TEMPER_KEY(async.lease_timeout_s, "A group that a worker has not brought after this is given to another worker.")
       .unit("s")
       .above(0);
+  TEMPER_KEY(async.weight_transport,
+             "How new weights reach rollout workers: messages, or nccl between the trainer's GPUs and those of workers"
+             " (others, and whoever NCCL cannot reach, get messages).");
   TEMPER_KEY(async.bind,
              "Address or interface of this machine that the hub and the weights are reached at, HOST or HOST:PORT"
              " (the hub's port; by default free ones are taken).")

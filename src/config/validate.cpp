@@ -158,6 +158,10 @@ void check_async(const StageConfig& s, Messages* out) {
     out->push_back(
         "async.in_flight_updates = true mixes policy versions within a completion, and async.max_staleness = 0 allows"
         " one alone. Set async.max_staleness to 1 or more with rollout.workers, or async.in_flight_updates to false.");
+  if (s.async.weight_transport == WeightTransport::kNccl && s.run.device == Device::kCpu)
+    out->push_back(
+        "async.weight_transport = nccl goes between GPUs, and run.device = cpu computes on none. Set run.device to cuda"
+        " or auto, or async.weight_transport to messages.");
   if (!s.uses_hub()) return;
   if (r.teacher_share > 0)
     out->push_back(

@@ -32,7 +32,8 @@ RolloutLoop::RolloutLoop(Transformer& model, const Tokenizer& tokenizer, std::ve
       machine_(options_.worker),
       out_of_reach_("no answer yet"),
       channel_(options_.hub, options_.keys, options_.channel),
-      fetcher_(model.config(), options_.keys, options_.run_id, [this] { changed_.notify_all(); }),
+      fetcher_(model.config(), options_.keys, options_.run_id, options_.weight_links,
+               [this] { changed_.notify_all(); }),
       wire_([this] { serve_wire(); }) {}
 
 RolloutLoop::~RolloutLoop() {

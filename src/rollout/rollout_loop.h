@@ -28,9 +28,10 @@
 namespace temper {
 
 struct RolloutLoopOptions {
-  std::string hub;                 // address, tcp://HOST:PORT
-  std::string run_id;              // of hub.json, see WeightFetcher; empty: not known
-  std::optional<ClientKeys> keys;  // none: plain text, on loopback
+  std::string hub;                            // address, tcp://HOST:PORT
+  std::string run_id;                         // of hub.json, see WeightFetcher; empty: not known
+  std::optional<ClientKeys> keys;             // none: plain text, on loopback
+  std::shared_ptr<WeightLinks> weight_links;  // null: weights come as messages
   ChannelSettings channel;
   EngineOptions engine;
   WorkerOptions worker;

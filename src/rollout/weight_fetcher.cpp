@@ -29,10 +29,11 @@ at::ScalarType scalar_type(WeightDtype dtype, const std::string& name) {
 }  // namespace
 
 WeightFetcher::WeightFetcher(const ModelConfig& model, std::optional<ClientKeys> keys, std::string run_id,
-                             std::function<void()> wake)
+                             std::shared_ptr<WeightLinks> links, std::function<void()> wake)
     : layout_(parameter_layout(model)),
       keys_(std::move(keys)),
       run_id_(std::move(run_id)),
+      links_(std::move(links)),
       wake_(std::move(wake)),
       thread_([this] { work(); }) {}
 
@@ -74,6 +75,7 @@ void WeightFetcher::work() {
       stopped = false;
       WeightClientOptions options;
       options.allow_plain_text = !keys_;
+      options.links = links_;
       if (!run_id_.empty() && file_exists(kSharedMemory)) {
         options.host_dir = kSharedMemory;
         options.run_id = run_id_;

@@ -25,10 +25,10 @@ class WeightFetcher {
   };
 
   // model: whose parameters are fetched. run_id: of hub.json; the run's workers on this host share one copy of what
-  // comes over the wire, in shared memory. Empty: each has its own. wake: called from the thread when take() has
-  // something.
+  // comes over the wire, in shared memory. Empty: each has its own. links: as WeightClientOptions'. wake: called from
+  // the thread when take() has something.
   WeightFetcher(const ModelConfig& model, std::optional<ClientKeys> keys, std::string run_id,
-                std::function<void()> wake);
+                std::shared_ptr<WeightLinks> links, std::function<void()> wake);
   ~WeightFetcher();
   WeightFetcher(const WeightFetcher&) = delete;
   WeightFetcher& operator=(const WeightFetcher&) = delete;
@@ -52,6 +52,7 @@ class WeightFetcher {
   std::vector<ParameterSpec> layout_;
   std::optional<ClientKeys> keys_;
   std::string run_id_;
+  std::shared_ptr<WeightLinks> links_;
   std::function<void()> wake_;
   std::mutex mutex_;
   std::condition_variable changed_;

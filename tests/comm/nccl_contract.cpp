@@ -2,33 +2,16 @@
 // a word behind it, what becomes of rank 0 when the others do not do their part:
 //   late    they do not come to an operation        unmet   nor have they come to any before
 //   gone    they abort                              dies    the last one's process ends
-#include <c10/core/impl/VirtualGuardImpl.h>
-
-#include <cstdlib>
 #include <iostream>
 #include <thread>
 
 #include "comm/mpi_communicator.h"
 #include "comm/nccl_communicator.h"
 #include "tests/comm/contract.h"
+#include "tests/comm/nccl_ranks.h"
 
 namespace temper {
 namespace {
-
-// NCCL refuses two ranks on one GPU of one host. Where there are fewer GPUs than ranks, each rank names a host of its
-// own, and NCCL carries everything through sockets of the loopback interface. Before any call of NCCL.
-void part_hosts_where_gpus_are_few() {
-  const char* rank = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-  const char* size = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-  if (rank == nullptr || size == nullptr || std::stoi(size) <= c10::impl::VirtualGuardImpl(at::kCUDA).deviceCount())
-    return;
-  setenv("NCCL_HOSTID", (std::string("host-of-rank-") + rank).c_str(), /*overwrite=*/1);
-  setenv("NCCL_NET", "Socket", 0);
-  setenv("NCCL_SOCKET_IFNAME", "lo", 0);
-  setenv("NCCL_IB_DISABLE", "1", 0);
-  setenv("NCCL_NVLS_ENABLE", "0", 0);  // both need GPUs that see each other
-  setenv("NCCL_MNNVL_ENABLE", "0", 0);
-}
 
 void host_and_gpu_tensors_take_turns(Communicator& comm) {
   std::vector<at::Tensor> tensors;
@@ -136,11 +119,8 @@ int main(int argc, char** argv) {
   // The comparison would find the missing rank before the operation itself does.
   const std::chrono::seconds timeout(how.empty() ? 60 : 10);
   const temper::CommOptions options{.timeout = timeout, .check_agreement = how.empty()};
-  const int index = temper::device_of_local_rank(world.local_rank());
-  const at::Device gpu(at::kCUDA, static_cast<at::DeviceIndex>(index));
-  c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(gpu);
-  at::empty({1}, at::TensorOptions(gpu));  // the GPU is up before the time of the ranks' first meeting counts
-  const auto comm = temper::make_nccl_communicator(world.communicator(), index, options);
+  const at::Device gpu = temper::take_gpu(world.local_rank());
+  const auto comm = temper::make_nccl_communicator(world.communicator(), gpu.index(), options);
   if (how.empty()) return temper::run_contract(*comm, gpu);
   temper::run_without_peers(how, *comm, gpu, timeout);
   return 0;

@@ -35,7 +35,7 @@ std::vector<Example> examples() {
     return encode_chunk_header(chunk) + std::string(chunk.bytes);
   };
   return {{"offer", encode(WeightOffer{5, {1, 2, 7}}), [](auto bytes) { return encode(decode_weight_offer(bytes)); }},
-          {"request", encode(WeightRequest{1, 2, 3, 1, kChecksum}),
+          {"request", encode(WeightRequest{1, 2, 3, 1, kChecksum, std::string(128, 'n')}),
            [](auto bytes) { return encode(decode_weight_request(bytes)); }},
           {"manifest", encode(example_manifest()), [](auto bytes) { return encode(decode_weight_manifest(bytes)); }},
           {"chunk", encode_chunk_header({1, 0, ChunkEncoding::kDelta, 77, {}}), chunk_again},
