@@ -157,6 +157,7 @@ int run_bench_train(int argc, char** argv) {
     throw ConfigError("--seq-len={} exceeds the model's context of {}.", work.sequence_tokens,
                       shape.max_position_embeddings);
 
+  keep_freed_memory();
   const BenchReport report(argc, argv, what.type.device);
   const auto num_ranks = communicator ? communicator->size() : static_cast<int>(line.integer("ranks", 1, 64));
   const Course course = communicator    ? run_rank(model, what, Ranks(*communicator), [] { return 0.0; })

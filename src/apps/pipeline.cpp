@@ -19,6 +19,7 @@
 #include "config/stage_models.h"
 #include "core/interrupt.h"
 #include "core/log.h"
+#include "core/system_memory.h"
 #include "model/device.h"
 #include "observe/report.h"
 
@@ -172,6 +173,7 @@ ExitCode run_pipeline(const Config& config, const PipelineOptions& options, cons
   for (const std::string& warning : config.warnings) log_warning("{}", warning);
   install_stop_handlers();
   set_deterministic(config.run.deterministic);
+  keep_freed_memory();
   RunDirectory run(config, ranks);
   log_device(config);
   warn_of_clocks(ranks);

@@ -56,4 +56,10 @@ void reset_peak_rss() { std::ofstream("/proc/self/clear_refs") << 5; }
 
 void return_freed_memory() { malloc_trim(0); }
 
+void keep_freed_memory() {
+  constexpr int kLargestFromHeap = 32 << 20;  // glibc allows no more; what is larger is mapped each time
+  mallopt(M_MMAP_THRESHOLD, kLargestFromHeap);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
 }  // namespace temper

@@ -15,5 +15,8 @@ void reset_peak_rss();
 // Gives what was freed back to the system. The allocator keeps freed pieces below 32 MB for itself, which after loading
 // a model are tens of megabytes between those that stay.
 void return_freed_memory();
+// For a process that allocates the same again and again, as training does from step to step: what it frees stays with
+// it (up to 1 GB beyond what is in use), so that it is not cleared page by page when it is wanted again.
+void keep_freed_memory();
 
 }  // namespace temper

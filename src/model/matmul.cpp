@@ -4,6 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 #include <cpuinfo.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -376,6 +379,28 @@ void PackedMatrix::multiply_add_inputs(const at::Tensor& x, int64_t begin, at::T
 
 namespace {
 
+#if defined(__x86_64__)
+// 8 rows of 8 numbers of 16 bits become their transpose.
+void transpose_8x8(const uint16_t* from, int64_t from_stride, uint16_t* to, int64_t to_stride) {
+  __m128i rows[8], pairs[8], quads[8];
+  for (int64_t i = 0; i < 8; ++i) rows[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_stride));
+  for (int64_t i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm_unpacklo_epi16(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm_unpackhi_epi16(rows[2 * i], rows[2 * i + 1]);
+  }
+  for (int64_t half = 0; half < 2; ++half)  // of the columns
+    for (int64_t i = 0; i < 2; ++i) {
+      quads[4 * half + i] = _mm_unpacklo_epi32(pairs[4 * i + half], pairs[4 * i + half + 2]);
+      quads[4 * half + i + 2] = _mm_unpackhi_epi32(pairs[4 * i + half], pairs[4 * i + half + 2]);
+    }
+  for (int64_t i = 0; i < 4; ++i) {
+    const __m128i low = quads[2 * i], high = quads[2 * i + 1];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i * to_stride), _mm_unpacklo_epi64(low, high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (2 * i + 1) * to_stride), _mm_unpackhi_epi64(low, high));
+  }
+}
+#endif
+
 // dyᵀ as rows [N, T'] and x as inner-dimension pairs [T'/pair, tiles·64, pair], T' = T padded with zeros.
 template <class T>
 void transpose_rows(const T* from, int64_t stride, int64_t tokens, int64_t width, int64_t padded_tokens, T* to) {
@@ -385,6 +410,17 @@ void transpose_rows(const T* from, int64_t stride, int64_t tokens, int64_t width
       const int64_t first = block * kBlock, last = std::min(width, first + kBlock);
       for (int64_t t0 = 0; t0 < padded_tokens; t0 += kBlock) {
         const int64_t t1 = std::min(t0 + kBlock, tokens);
+#if defined(__x86_64__)
+        if constexpr (sizeof(T) == sizeof(uint16_t)) {
+          if (t1 == t0 + kBlock && last == first + kBlock) {
+            for (int64_t n = first; n < last; n += 8)
+              for (int64_t t = t0; t < t1; t += 8)
+                transpose_8x8(reinterpret_cast<const uint16_t*>(from) + t * stride + n, stride,
+                              reinterpret_cast<uint16_t*>(to) + n * padded_tokens + t, padded_tokens);
+            continue;
+          }
+        }
+#endif
         for (int64_t n = first; n < last; ++n) {
           T* row = to + n * padded_tokens;
           int64_t t = t0;
