@@ -182,7 +182,7 @@ void WeightSource::handle(const ChannelMessage& message) {
     }
   } catch (const FormatError& error) {  // kept for the fetch that it ends
     const std::lock_guard lock(board_.mutex);
-    placing_ = false;
+    if (!link_busy_) placing_ = false;  // the link's thread may be at it
     refusal_ = error.what();
     enter(is_busy() ? Phase::kBroken : phase_);
   }
@@ -210,10 +210,10 @@ void WeightSource::on_manifest(WeightManifest manifest) {
 void WeightSource::on_chunk(const WeightChunk& chunk) {
   std::unique_lock lock(board_.mutex);
   if (chunk.request != request_.request) return;
-  if (manifest_.route == WeightRoute::kLink && phase_ == Phase::kReceiving)
-    throw FormatError("chunk {} came as a message, the link was to bring it.", chunk.index);
   board_.changed.wait(lock, [&] { return quitting_ || phase_ != Phase::kListed; });
   if (quitting_ || phase_ != Phase::kReceiving) return;
+  if (manifest_.route == WeightRoute::kLink)
+    throw FormatError("chunk {} came as a message, the link was to bring it.", chunk.index);
   placing_ = true;
   lock.unlock();
   const Stopwatch watch;
@@ -275,6 +275,7 @@ void WeightSource::receive_by_link() {
     std::unique_ptr<WeightLink> made = links_->connect(id, WeightLinks::End::kReader);
     lock.lock();
     link_ = std::move(made);
+    if (quitting_ || phase_ != Phase::kReceiving || request_.request != request) return;
     lock.unlock();
   }
   std::string piece;

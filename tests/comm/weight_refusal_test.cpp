@@ -105,12 +105,14 @@ class LyingRank {
 class WeightRefusal : public testing::Test {
  protected:
   // Fetches version 0, then the falsified one: what the client says. What it has must be version 0 still.
-  std::string refusal_of(const std::function<void(LyingRank&)>& falsify, bool deltas = true) {
+  std::string refusal_of(const std::function<void(LyingRank&)>& falsify, bool deltas = true,
+                         std::shared_ptr<WeightLinks> links = nullptr) {
     LyingRank rank(keys_);
     falsify(rank);
     rank.start();
     WeightClientOptions options;
     options.deltas = deltas;
+    options.links = std::move(links);
     options.max_weight_bytes = 10'000;
     WeightClient client({rank.address()}, keys_.client(), options);
     EXPECT_EQ(client.fetch(1, 0, patience()).tensors.at("a").bytes, LyingRank::bytes_of(0));
@@ -177,6 +179,25 @@ TEST_F(WeightRefusal, ChunksOutOfOrderOrBeyondTheEnd) {
 TEST_F(WeightRefusal, DeltasThatNobodyAskedFor) {
   EXPECT_THAT(refused_chunk([](WeightChunk& chunk, std::string&) { chunk.encoding = ChunkEncoding::kDelta; }, false),
               HasSubstr("is a delta from nothing"));
+}
+
+// A way that leads nowhere.
+class DeadEnd : public WeightLinks {
+ public:
+  std::string new_id() override { return "nowhere"; }
+  std::unique_ptr<WeightLink> connect(const std::string&, End) override {
+    std::this_thread::sleep_for(300ms);
+    throw CommError("there is nobody.");
+  }
+};
+
+TEST_F(WeightRefusal, ALinkThatNobodyAskedForAndChunksInPlaceOfALink) {
+  const auto by_link = [](LyingRank& rank) {
+    rank.change_manifest = [](WeightManifest& manifest) { manifest.route = WeightRoute::kLink; };
+  };
+  EXPECT_THAT(refusal_of(by_link), HasSubstr("by a link that was not asked for"));
+  EXPECT_THAT(refusal_of(by_link, true, std::make_shared<DeadEnd>()),
+              HasSubstr("chunk 0 came as a message, the link was to bring it"));
 }
 
 // Each chunk is as it should be, but they are not those of the version that was announced.
