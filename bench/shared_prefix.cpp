@@ -13,6 +13,7 @@
 
 #include "core/clock.h"
 #include "core/rng.h"
+#include "model/hf_directory.h"
 #include "model/initialize.h"
 #include "trainer/trainer_model.h"
 

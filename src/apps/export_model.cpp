@@ -11,6 +11,7 @@
 #include "config/load.h"
 #include "config/stage_models.h"
 #include "core/error.h"
+#include "model/hf_directory.h"
 
 namespace temper {
 namespace {

@@ -21,6 +21,7 @@
 #include "core/log.h"
 #include "core/system_memory.h"
 #include "model/device.h"
+#include "model/hf_directory.h"
 #include "observe/report.h"
 
 namespace temper {

@@ -18,11 +18,12 @@
 #include <vector>
 
 #include "comm/channel_keys.h"
-#include "comm/weight_link.h"
 #include "comm/weight_types.h"
 #include "core/rollout_types.h"
 
 namespace temper {
+
+class WeightLinks;  // comm/weight_link.h
 
 struct WeightClientOptions {
   bool deltas = true;                           // ask for the difference to what is here, where a rank still has that

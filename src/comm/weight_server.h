@@ -20,11 +20,12 @@
 #include <vector>
 
 #include "comm/channel_keys.h"
-#include "comm/weight_link.h"
 #include "comm/weight_types.h"
 #include "core/rollout_types.h"
 
 namespace temper {
+
+class WeightLinks;  // comm/weight_link.h
 
 struct WeightServerOptions {
   int keep_versions = 3;          // at least 1; 1 serves no deltas

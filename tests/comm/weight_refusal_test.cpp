@@ -3,6 +3,7 @@
 #include <functional>
 #include <thread>
 
+#include "comm/weight_link.h"
 #include "comm/weight_messages.h"
 #include "comm/weight_version.h"
 #include "core/error.h"

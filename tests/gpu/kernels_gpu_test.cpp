@@ -129,13 +129,14 @@ TEST_F(KernelsOnGpu, AdamWFollowsTheCpus) {
   const AdamWSettings settings{0.9, 0.95, 1e-8, 0.1};
   const at::Tensor start = random_tensor({288}, 13);
   FlatParameters here(layout, start.clone()), there = FlatParameters(layout, start.clone()).to(gpu());
-  AdamW on_cpu(here, settings), on_gpu(there, settings);
+  const ShardPlan all(layout, Shard::kNone, 0, 1);
+  AdamW on_cpu(layout, settings, all), on_gpu(layout, settings, all, gpu());
   for (int step = 0; step < 5; ++step) {
     FlatParameters gradient(layout, random_tensor({288}, 20 + step));
     const FlatParameters copy(layout, gradient.flat().to(gpu(), at::kFloat, false, /*copy=*/true));
     EXPECT_NEAR(global_norm(copy.flat()), global_norm(gradient.flat()), 1e-6);
-    on_cpu.step(here, gradient, 1e-2, 0.5);
-    on_gpu.step(there, copy, 1e-2, 0.5);
+    on_cpu.step({{0, here.flat()}}, {{0, gradient.flat()}}, 1e-2, 0.5);
+    on_gpu.step({{0, there.flat()}}, {{0, copy.flat()}}, 1e-2, 0.5);
     EXPECT_EQ(copy.flat().abs().max().item<float>(), 0);
   }
   for (const ParameterSpec& spec : layout) EXPECT_LT(relative_error(there[spec.name], here[spec.name]), 1e-5);
