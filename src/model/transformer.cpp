@@ -206,23 +206,33 @@ void Transformer::load_norm(NormWeight& norm, const FlatParameters& masters, con
     norm = rounded.clone().requires_grad_(trainable_);
 }
 
+namespace {
+
+// What a block is made of: norm(its weight, name) and linear(its weights, names, inputs).
+template <class Block, class Norm, class Linear>
+void each_weight(Block& block, const ModelConfig& config, int64_t index, const Norm& norm, const Linear& linear) {
+  const std::string prefix = layer_prefix(index);
+  norm(block.input_norm, prefix + "input_layernorm.weight");
+  norm(block.q_norm, prefix + "self_attn.q_norm.weight");
+  norm(block.k_norm, prefix + "self_attn.k_norm.weight");
+  norm(block.post_attention_norm, prefix + "post_attention_layernorm.weight");
+  linear(block.qkv, qkv_names(config, prefix), config.hidden_size);
+  linear(block.output, output_names(config, prefix), config.q_size());
+  linear(block.gate_up, gate_up_names(config, prefix), config.hidden_size);
+  linear(block.down, down_names(config, prefix), config.intermediate_size);
+}
+
+}  // namespace
+
 void Transformer::load_block(int64_t index, const FlatParameters& masters) {
   const at::NoGradGuard no_grad;
-  Block& block = blocks_[static_cast<size_t>(index)];
-  const std::string prefix = layer_prefix(index);
+  const auto load = [&](NormWeight& norm, const std::string& name) { load_norm(norm, masters, name); };
   const auto load_linear = [&](LinearWeights& weights, const FusedNames& names, int64_t inputs) {
     const at::Tensor bias = fused_bias(masters, names);
     weights.load(fused_weight(masters, names, inputs).to(device_), bias.defined() ? bias.to(device_) : bias, compute_,
                  trainable_, weights_);
   };
-  load_norm(block.input_norm, masters, prefix + "input_layernorm.weight");
-  load_norm(block.q_norm, masters, prefix + "self_attn.q_norm.weight");
-  load_norm(block.k_norm, masters, prefix + "self_attn.k_norm.weight");
-  load_norm(block.post_attention_norm, masters, prefix + "post_attention_layernorm.weight");
-  load_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
-  load_linear(block.output, output_names(config_, prefix), config_.q_size());
-  load_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
-  load_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+  each_weight(blocks_[static_cast<size_t>(index)], config_, index, load, load_linear);
 }
 
 // The norms stay: they are small, and leaves that gradients are summed for.
@@ -272,16 +282,10 @@ void Transformer::set_block_gradients(int64_t index, const FlatParameters& gradi
     weights.weight_grad = somewhere ? fused_weight(gradients, names, inputs) : at::Tensor();
     weights.bias_grad = somewhere ? fused_bias(gradients, names) : at::Tensor();
   };
-  Block& block = blocks_[static_cast<size_t>(index)];
-  const std::string prefix = layer_prefix(index);
-  set_leaf_gradient(block.input_norm, gradients, prefix + "input_layernorm.weight");
-  set_leaf_gradient(block.q_norm, gradients, prefix + "self_attn.q_norm.weight");
-  set_leaf_gradient(block.k_norm, gradients, prefix + "self_attn.k_norm.weight");
-  set_leaf_gradient(block.post_attention_norm, gradients, prefix + "post_attention_layernorm.weight");
-  set_linear(block.qkv, qkv_names(config_, prefix), config_.hidden_size);
-  set_linear(block.output, output_names(config_, prefix), config_.q_size());
-  set_linear(block.gate_up, gate_up_names(config_, prefix), config_.hidden_size);
-  set_linear(block.down, down_names(config_, prefix), config_.intermediate_size);
+  const auto set_norm = [&](const NormWeight& norm, const std::string& name) {
+    set_leaf_gradient(norm, gradients, name);
+  };
+  each_weight(blocks_[static_cast<size_t>(index)], config_, index, set_norm, set_linear);
 }
 
 void Transformer::set_end_gradients(const FlatParameters& gradients) {

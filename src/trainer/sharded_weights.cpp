@@ -23,7 +23,8 @@ ShardedWeights::ShardedWeights(const Ranks& ranks, Transformer& network, bool is
   own_.resize(plan_.segments().size());
   for (int64_t block = kEnds; block < plan_.num_blocks(); ++block) {
     // As f32, whatever is kept of it: what a network makes of the ends it makes of their masters.
-    FlatParameters whole(segment_layout(network.config(), block), at::kFloat, network.device());
+    layouts_.push_back(segment_layout(network.config(), block));
+    FlatParameters whole(layouts_.back(), at::kFloat, network.device());
     read(block, whole);
     if (block == kEnds) network_.load_ends(whole, 0);
     if (block == kEnds && !is_trained) continue;
@@ -65,16 +66,16 @@ at::Tensor ShardedWeights::own_part(const Piece& piece, const FlatParameters& wh
 
 // Uninitialised.
 FlatParameters ShardedWeights::make_room(int64_t block) {
-  std::vector<ParameterSpec> layout = segment_layout(network_.config(), block);
+  const std::vector<ParameterSpec>& layout = layouts_[static_cast<size_t>(block - kEnds)];
   const int64_t size = flat_size(layout);
   for (at::Tensor& room : spare_)
     if (room.numel() == size) {
       std::swap(room, spare_.back());
-      FlatParameters again(std::move(layout), spare_.back());
+      FlatParameters again(layout, spare_.back());
       spare_.pop_back();
       return again;
     }
-  return {std::move(layout), at::empty({size}, options_)};
+  return {layout, at::empty({size}, options_)};
 }
 
 void ShardedWeights::take_back(FlatParameters& room) { spare_.push_back(std::exchange(room, {}).flat()); }

@@ -86,6 +86,7 @@ class ShardedWeights {
   Transformer& network_;
   ShardPlan plan_;
   at::TensorOptions options_;
+  std::vector<std::vector<ParameterSpec>> layouts_;          // by block, the ends first: asked for at every pass
   std::vector<Own> own_;                                     // by segment
   std::map<int64_t, Whole> gathering_, summing_, reducing_;  // by block: gradients are summed here, then reduced
   std::vector<at::Tensor> spare_;                            // rooms of blocks, to be used again in this step
