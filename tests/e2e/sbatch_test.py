@@ -20,6 +20,8 @@ if [ -e wait_for_signal ] && [[ "$*" == *--mpi=pmix* ]]; then
   touch started
   for _ in $(seq 600); do sleep 0.1; done
 fi
+# The ranks' step would be over before that of the workers, which is started beside it, has begun.
+case "$*" in *--mpi=pmix*) [ -z "$TEMPER_WORKER_NODES" ] || for _ in $(seq 600); do grep -q -- --no-kill calls && break; sleep 0.05; done ;; esac
 case "$*" in *--no-kill*) while [ -e wait_for_signal ] && [ ! -e started ]; do sleep 0.01; done ;; esac
 code=$(head -1 codes); sed -i 1d codes
 [ -e last_words ] && cat last_words >&2
