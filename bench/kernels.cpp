@@ -11,8 +11,10 @@
 #include <functional>
 #include <string>
 
+#include "core/format.h"
 #include "model/attention.h"
 #include "model/elementwise.h"
+#include "model/matmul.h"
 #include "model/vocab_kernels.h"
 
 namespace temper {
@@ -236,6 +238,19 @@ void bench_memory() {
                    kWords * 8e-9);
 }
 
+// Weights as products read them: with each new version for generation, and for training transposed as well.
+void bench_pack(int64_t outputs, int64_t inputs) {
+  const at::Tensor weight = at::randn({outputs, inputs});
+  PackedMatrix packed;
+  for (const at::ScalarType from : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor given = weight.to(from);
+    const std::string name = format("pack {} x {} to bf16", outputs, inputs);
+    const std::string suffix = from == at::kFloat ? " from f32" : " from bf16";
+    report(name, "rows" + suffix, measure([&] { packed.pack(given, at::kBFloat16); }));
+    report(name, "transposed" + suffix, measure([&] { packed.pack_transposed(given, at::kBFloat16); }));
+  }
+}
+
 }  // namespace
 }  // namespace temper
 
@@ -270,6 +285,7 @@ int main(int argc, char** argv) {
   bench_elementwise(2048);
   bench_elementwise(64);
   bench_vocab(64);
+  bench_pack(1536, 576);
   bench_memory();
   return 0;
 }

@@ -83,6 +83,80 @@ void for_each_dtype(at::ScalarType dtype, Function function) {
     function(float{});
 }
 
+#if defined(__x86_64__)
+// 4 rows of 4 numbers of 32 bits become their transpose.
+void transpose_4x4(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
+  const auto row = [&](int64_t i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint32_t*>(from) + i * from_stride));
+  };
+  const auto store = [&](int64_t i, __m128i column) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint32_t*>(to) + i * to_stride), column);
+  };
+  const __m128i low_a = _mm_unpacklo_epi32(row(0), row(1)), low_b = _mm_unpacklo_epi32(row(2), row(3));
+  const __m128i high_a = _mm_unpackhi_epi32(row(0), row(1)), high_b = _mm_unpackhi_epi32(row(2), row(3));
+  store(0, _mm_unpacklo_epi64(low_a, low_b));
+  store(1, _mm_unpackhi_epi64(low_a, low_b));
+  store(2, _mm_unpacklo_epi64(high_a, high_b));
+  store(3, _mm_unpackhi_epi64(high_a, high_b));
+}
+
+// The first inputs of 64 outputs whose weights lie row by row, in pairs [inputs / 2, 64, 2]. How many: all but the last
+// few.
+template <class TFrom>
+int64_t pack_rows(const TFrom* from, int64_t inputs, int64_t stride, at::BFloat16* packed) {
+  constexpr int64_t kBlock = 64, kStep = 8;
+  at::BFloat16 narrowed[kColumns * kBlock];
+  int64_t k = 0;
+  for (int64_t count; (count = std::min(kBlock, (inputs - k) / kStep * kStep)) > 0; k += count) {
+    const at::BFloat16* rows = narrowed;
+    int64_t rows_stride = kBlock;
+    if constexpr (std::is_same_v<TFrom, float>)
+      elementwise_kernels().narrow({.scratch = from + k,
+                                    .scratch_stride = stride,
+                                    .num_rows = kColumns,
+                                    .num_columns = count,
+                                    .out = narrowed,
+                                    .out_stride = kBlock});
+    else
+      rows = from + k, rows_stride = stride;
+    for (int64_t n = 0; n < kColumns; n += 4)
+      for (int64_t i = 0; i < count; i += kStep) {
+        at::BFloat16* to = packed + (k + i) * kColumns + 2 * n;
+        at::BFloat16 corner[4][kStep];
+        for (int64_t r = 0; r < 4; ++r) std::memcpy(corner[r], rows + (n + r) * rows_stride + i, sizeof corner[r]);
+        transpose_4x4(corner, kStep / 2, to, kColumns);
+      }
+  }
+  return k;
+}
+
+// The same where they lie column by column.
+template <class TFrom>
+int64_t pack_columns(const TFrom* from, int64_t inputs, int64_t stride, at::BFloat16* packed) {
+  at::BFloat16 narrowed[2 * kColumns];
+  int64_t k = 0;
+  for (; k + 2 <= inputs; k += 2, packed += 2 * kColumns) {
+    const at::BFloat16 *first = narrowed, *second = narrowed + kColumns;
+    if constexpr (std::is_same_v<TFrom, float>)
+      elementwise_kernels().narrow({.scratch = from + k * stride,
+                                    .scratch_stride = stride,
+                                    .num_rows = 2,
+                                    .num_columns = kColumns,
+                                    .out = narrowed,
+                                    .out_stride = kColumns});
+    else
+      first = from + k * stride, second = first + stride;
+    for (int64_t n = 0; n < kColumns; n += 8) {
+      const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(first + n));
+      const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(second + n));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(packed + 2 * n), _mm_unpacklo_epi16(a, b));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(packed + 2 * n) + 1, _mm_unpackhi_epi16(a, b));
+    }
+  }
+  return k;
+}
+#endif
+
 // [N, K] → [tiles, K, 64] or, in pairs, [tiles, K/2, 64, 2]; rows and columns beyond the matrix are zero.
 template <int64_t kPair, class TFrom, class T>
 void pack_tiles(const TFrom* weight, int64_t outputs, int64_t inputs, int64_t stride_output, int64_t stride_input,
@@ -91,18 +165,21 @@ void pack_tiles(const TFrom* weight, int64_t outputs, int64_t inputs, int64_t st
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       T* out = packed + tile * padded_inputs * kColumns;
+      const TFrom* first = weight + tile * kColumns * stride_output;
       const int64_t columns = std::min(kColumns, outputs - tile * kColumns);
+      int64_t k = 0;
+#if defined(__x86_64__)
+      if constexpr (std::is_same_v<T, at::BFloat16>) {
+        if (columns == kColumns && stride_input == 1)
+          k = pack_rows(first, inputs, stride_output, out);
+        else if (columns == kColumns && stride_output == 1)
+          k = pack_columns(first, inputs, stride_input, out);
+      }
+#endif
       // Column by column in runs of inputs that stay in cache.
-      for (int64_t k = 0; k < padded_inputs; k += kPair) {
-        const TFrom* from = weight + tile * kColumns * stride_output + k * stride_input;
+      for (; k < padded_inputs; k += kPair) {
+        const TFrom* from = first + k * stride_input;
         T* to = out + k * kColumns;
-        if constexpr (std::is_same_v<T, TFrom>) {
-          if (stride_input == 1 && columns == kColumns && k + kPair <= inputs) {
-            for (int64_t n = 0; n < kColumns; ++n)
-              std::memcpy(to + n * kPair, from + n * stride_output, kPair * sizeof(T));
-            continue;
-          }
-        }
         for (int64_t n = 0; n < kColumns; ++n)
           for (int64_t p = 0; p < kPair; ++p)
             to[n * kPair + p] =

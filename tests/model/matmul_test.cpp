@@ -46,8 +46,12 @@ TEST(PackedMatrix, MultipliesAsTheExactProductDoes) {
       expect_close(sum, wanted + before, 4e-6);
       PackedMatrix transposed;
       transposed.pack_transposed(weight.t().contiguous(), compute);
-      EXPECT_TRUE(
-          at::equal(transposed.multiply(x.to(compute), at::kFloat), packed.multiply(x.to(compute), at::kFloat)));
+      PackedMatrix rounded;  // of weights that are of the compute dtype already
+      rounded.pack(weight.to(compute), compute);
+      PackedMatrix rounded_transposed;
+      rounded_transposed.pack_transposed(weight.to(compute).t().contiguous(), compute);
+      for (const PackedMatrix* same : {&transposed, &rounded, &rounded_transposed})
+        EXPECT_TRUE(at::equal(same->multiply(x.to(compute), at::kFloat), packed.multiply(x.to(compute), at::kFloat)));
       if (compute == at::kBFloat16) expect_close(packed.multiply(x.to(compute), at::kBFloat16), wanted, 1.0 / 256);
     }
 }
