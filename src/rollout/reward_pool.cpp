@@ -91,8 +91,8 @@ void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGro
   group = GroupScoring(rewards, std::move(group), timeout_s).finish();
 }
 
-RewardPool::RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s)
-    : rewards_(std::move(rewards)), timeout_s_(timeout_s), thread_([this] { work(); }) {}
+RewardPool::RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s, std::function<void()> tell)
+    : rewards_(std::move(rewards)), timeout_s_(timeout_s), tell_(std::move(tell)), thread_([this] { work(); }) {}
 
 RewardPool::~RewardPool() {
   {
@@ -164,10 +164,7 @@ void RewardPool::work() {
     if (closed_) return;  // abandoned: that is no failure of a reward
     busy_seconds_ += stopwatch.seconds();
     failure_ = failure;
-    if (failure) {
-      changed_.notify_all();
-      return;
-    }
+    if (failure) break;
     for (const Completion& completion : group.completions) {
       if (completion.error.empty()) continue;
       if (++num_failed_ == 1)
@@ -175,8 +172,16 @@ void RewardPool::work() {
                     completion.error);
     }
     scored_.push_back(std::move(group));
-    changed_.notify_all();
+    announce(lock);
   }
+  announce(lock);
+}
+
+void RewardPool::announce(std::unique_lock<std::mutex>& lock) {
+  lock.unlock();
+  changed_.notify_all();
+  if (tell_) tell_();
+  lock.lock();
 }
 
 }  // namespace temper

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,8 +40,9 @@ void score_group(const std::vector<std::unique_ptr<Reward>>& rewards, RolloutGro
 
 class RewardPool {
  public:
-  // timeout_s: for each function on each group.
-  explicit RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s = 30);
+  // timeout_s: for each function on each group. tell: called from the pool's thread when next() has something.
+  explicit RewardPool(std::vector<std::unique_ptr<Reward>> rewards, double timeout_s = 30,
+                      std::function<void()> tell = {});
   ~RewardPool();  // what was not taken is dropped, what is being scored abandoned
   RewardPool(const RewardPool&) = delete;
   RewardPool& operator=(const RewardPool&) = delete;
@@ -56,9 +58,11 @@ class RewardPool {
 
  private:
   void work();
+  void announce(std::unique_lock<std::mutex>& lock);
 
   const std::vector<std::unique_ptr<Reward>> rewards_;
   const double timeout_s_;
+  const std::function<void()> tell_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<RolloutGroup> waiting_, scored_;  // guarded by mutex_

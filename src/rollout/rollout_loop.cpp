@@ -11,9 +11,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kTick = std::chrono::milliseconds(100);       // of the state machine
-constexpr auto kIdleWait = std::chrono::milliseconds(100);   // for the wire or the fetcher, which end it
-constexpr auto kScoringWait = std::chrono::milliseconds(2);  // the pool of rewards wakes nobody
+constexpr auto kTick = std::chrono::milliseconds(100);      // of the state machine
+constexpr auto kIdleWait = std::chrono::milliseconds(100);  // for the wire, the fetcher or the rewards, which end it
 constexpr auto kLookEvery = std::chrono::seconds(1);
 constexpr int64_t kNobody = 0;  // leases count from 1
 
@@ -28,12 +27,11 @@ RolloutLoop::RolloutLoop(Transformer& model, const Tokenizer& tokenizer, std::ve
     : options_(std::move(options)),
       model_(model),
       engine_(model, tokenizer, options_.engine),
-      rewards_(std::move(rewards), options_.reward_timeout_s),
+      rewards_(std::move(rewards), options_.reward_timeout_s, [this] { wake(); }),
       machine_(options_.worker),
       out_of_reach_("no answer yet"),
       channel_(options_.hub, options_.keys, options_.channel),
-      fetcher_(model.config(), options_.keys, options_.run_id, options_.weight_links,
-               [this] { changed_.notify_all(); }),
+      fetcher_(model.config(), options_.keys, options_.run_id, options_.weight_links, [this] { wake(); }),
       wire_([this] { serve_wire(); }) {}
 
 RolloutLoop::~RolloutLoop() {
@@ -43,7 +41,7 @@ RolloutLoop::~RolloutLoop() {
 }
 
 // produces: scored groups, partial completions; consumes: leases, versions of the weights;
-// waits for: either, while nothing is generated; is unblocked by: the wire's thread, the fetcher's, every 100 ms.
+// waits for: either, while nothing is generated; is unblocked by: wake(), every 100 ms.
 RolloutLoop::End RolloutLoop::run(const std::function<bool()>& stop_requested, const std::function<bool()>& hub_moved) {
   while (true) {
     take_fetched();
@@ -152,11 +150,23 @@ void RolloutLoop::score(int64_t lease, std::vector<Completion> completions) {
   group.completions = std::move(completions);
   scoring_.push_back(lease);
   rewards_.submit(std::move(group));
+  const std::lock_guard lock(mutex_);
+  machine_.generated(lease, now_ms());
+  channel_.wake();
 }
 
 void RolloutLoop::rest() {
-  std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, scoring_.empty() ? kIdleWait : kScoringWait);
+  std::unique_lock lock(wake_mutex_);
+  woken_up_.wait_for(lock, kIdleWait, [this] { return woken_; });
+  woken_ = false;
+}
+
+void RolloutLoop::wake() {
+  {
+    const std::lock_guard lock(wake_mutex_);
+    woken_ = true;
+  }
+  woken_up_.notify_one();
 }
 
 void RolloutLoop::take_scored() {
@@ -231,14 +241,14 @@ void RolloutLoop::serve_wire() {
         for (const RolloutMessage& said : machine_.take_outbox()) unsent_.add(encode(said));
         out_of_reach_ = channel_.refusal();
       }
-      changed_.notify_all();
+      wake();
       speak();
     }
   } catch (...) {
     const std::lock_guard lock(mutex_);
     failure_ = std::current_exception();
   }
-  changed_.notify_all();
+  wake();
 }
 
 void RolloutLoop::hear(const ChannelMessage& message, int64_t now) {

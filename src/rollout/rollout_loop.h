@@ -67,6 +67,7 @@ class RolloutLoop {
   void take_fetched();
   void generate();
   void rest();
+  void wake();  // any thread
   std::optional<End> look_around(const std::function<bool()>& stop_requested, const std::function<bool()>& hub_moved);
 
   // the wire's thread
@@ -75,6 +76,10 @@ class RolloutLoop {
   void speak();
 
   RolloutLoopOptions options_;
+  std::mutex wake_mutex_;
+  std::condition_variable woken_up_;
+  bool woken_ = false;  // guarded by wake_mutex_; there is something to do
+
   Transformer& model_;
   Engine engine_;
   RewardPool rewards_;
@@ -86,10 +91,9 @@ class RolloutLoop {
   std::string told_;                                      // the last reason that was logged for being out of reach
 
   std::mutex mutex_;
-  std::condition_variable changed_;  // the machine may want something
-  RolloutWorker machine_;            // guarded by mutex_
-  std::string out_of_reach_;         // guarded by mutex_; why, empty: the wire is open
-  std::exception_ptr failure_;       // guarded by mutex_; of the wire's thread
+  RolloutWorker machine_;       // guarded by mutex_
+  std::string out_of_reach_;    // guarded by mutex_; why, empty: the wire is open
+  std::exception_ptr failure_;  // guarded by mutex_; of the wire's thread
 
   ChannelClient channel_;  // of the wire's thread
   FrameQueue unsent_;      // of the wire's thread

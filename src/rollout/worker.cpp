@@ -49,7 +49,7 @@ void RolloutWorker::receive(const RolloutMessage& message, int64_t now_ms) {
     held_.erase(found);
   } else if (const auto* cancel = std::get_if<CancelLease>(&message.body)) {
     const auto found = held_.find(cancel->lease);
-    if (found != held_.end() && found->second.phase == Phase::kRunning) stop(found->first, found->second);
+    if (found != held_.end() && goes_on(found->second)) stop(found->first, found->second);
   } else if (const auto* available = std::get_if<WeightsAvailable>(&message.body)) {
     offer(available->version, now_ms);
   } else if (std::holds_alternative<Goodbye>(message.body)) {
@@ -97,7 +97,7 @@ void RolloutWorker::on(const Lease& lease, int64_t now_ms) {
   if (state_ != WorkerState::kJoined) return;
   if (rules_.start_leases_once && held_.contains(lease.id)) return;
   const bool can = !leaving_ && version_ >= lease.oldest_version &&
-                   (!lease.exact || version_ == lease.oldest_version) && num_generating() < options_.max_leases;
+                   (!lease.exact || version_ == lease.oldest_version) && num_unfinished() < options_.max_leases;
   if (!can) return send(HandBack{lease.id, lease.partials});
   Held held;
   held.exact = lease.exact;
@@ -105,6 +105,13 @@ void RolloutWorker::on(const Lease& lease, int64_t now_ms) {
   held.serial = lease.prompt.serial;
   held_[lease.id] = std::move(held);
   actions_.push_back(StartLease{lease});
+}
+
+void RolloutWorker::generated(int64_t lease, int64_t now_ms) {
+  const auto found = held_.find(lease);
+  if (found == held_.end() || found->second.phase != Phase::kGenerating) return;
+  found->second.phase = Phase::kScoring;
+  use_waiting_weights(now_ms);
 }
 
 void RolloutWorker::finished(int64_t lease, PackedCompletions completions, int64_t now_ms) {
@@ -147,7 +154,7 @@ void RolloutWorker::leave() {
       held = held_.erase(held);  // sent at least once; if it was lost, the hub gives the prompt out again
       continue;
     }
-    if (held->second.phase == Phase::kRunning) stop(held->first, held->second);
+    if (goes_on(held->second)) stop(held->first, held->second);
     ++held;
   }
   if (held_.empty()) {
@@ -156,7 +163,7 @@ void RolloutWorker::leave() {
   }
 }
 
-int64_t RolloutWorker::num_generating() const {
+int64_t RolloutWorker::num_unfinished() const {
   return std::count_if(held_.begin(), held_.end(), [](const auto& held) { return held.second.phase != Phase::kSent; });
 }
 
@@ -180,7 +187,7 @@ void RolloutWorker::fetched(int64_t epoch, PolicyVersion version, int64_t now_ms
   waiting_ = version;
   // A lease that needs exactly the old weights while there are new ones has been given to another, or will be refused.
   for (auto& [id, held] : held_)
-    if (held.phase == Phase::kRunning && held.exact && held.oldest_version != version) stop(id, held);
+    if (goes_on(held) && held.exact && held.oldest_version != version) stop(id, held);
   use_waiting_weights(now_ms);
 }
 
@@ -191,13 +198,17 @@ void RolloutWorker::fetch_failed(int64_t now_ms) {
 
 void RolloutWorker::use_waiting_weights(int64_t now_ms) {
   if (waiting_ <= version_) return;
-  if (!options_.in_flight_updates && rules_.wait_for_swap && num_generating() > 0) {
-    send_heartbeat(now_ms);  // no credits until it is
+  const bool between_groups = !options_.in_flight_updates && rules_.wait_for_swap;
+  const auto bars = [&](const auto& entry) {
+    const Held& held = entry.second;
+    const bool may_draw = held.phase == Phase::kGenerating || held.phase == Phase::kStopping;
+    // Exact leases that are being stopped may still run: they must not see the new weights.
+    return may_draw && (between_groups || (held.phase == Phase::kStopping && held.exact));
+  };
+  if (std::any_of(held_.begin(), held_.end(), bars)) {
+    if (between_groups) send_heartbeat(now_ms);  // no credits until it is
     return;
   }
-  // Exact leases that are being stopped may still run: they must not see the new weights.
-  const auto sees = [](const auto& held) { return held.second.phase == Phase::kStopping && held.second.exact; };
-  if (std::any_of(held_.begin(), held_.end(), sees)) return;
   version_ = waiting_;
   waiting_ = -1;
   actions_.push_back(UseWeights{version_});

@@ -21,7 +21,7 @@ namespace temper {
 
 struct WorkerOptions {
   std::string name, build, model, config;  // of the Hello
-  int32_t max_leases = 4;                  // groups generated at once
+  int32_t max_leases = 4;                  // groups generated or scored at once
   bool in_flight_updates = false;          // new weights between two engine steps; else when nothing is generated
   int64_t hub_timeout_ms = 5000;           // without a word from the hub: look for it again
   int64_t first_backoff_ms = 100;          // between attempts to reach the hub or to fetch weights; doubles each time
@@ -56,6 +56,8 @@ class RolloutWorker {
 
   void tick(int64_t now_ms);
   void receive(const RolloutMessage& message, int64_t now_ms);
+  // All its tokens are drawn; its rewards may take their time, new weights do not wait for them.
+  void generated(int64_t lease, int64_t now_ms);
   void finished(int64_t lease, PackedCompletions completions, int64_t now_ms);
   void handed_back(int64_t lease, std::vector<Completion> completions, int64_t now_ms);
   // Weights of an epoch that is over are not used.
@@ -75,9 +77,9 @@ class RolloutWorker {
   int64_t num_held() const { return static_cast<int64_t>(held_.size()); }
 
  private:
-  enum class Phase : uint8_t { kRunning, kStopping, kSent };
+  enum class Phase : uint8_t { kGenerating, kScoring, kStopping, kSent };
   struct Held {
-    Phase phase = Phase::kRunning;
+    Phase phase = Phase::kGenerating;
     bool exact = false;
     PolicyVersion oldest_version = 0;
     int64_t serial = 0;
@@ -97,7 +99,8 @@ class RolloutWorker {
   void use_waiting_weights(int64_t now_ms);
   void stop(int64_t lease, Held& held);
   void forget_all();
-  int64_t num_generating() const;
+  static bool goes_on(const Held& held) { return held.phase < Phase::kStopping; }
+  int64_t num_unfinished() const;
   int64_t backoff_ms(int32_t num_attempts);
   void send(RolloutMessage::Body body) { outbox_.push_back({epoch_, std::move(body)}); }
 

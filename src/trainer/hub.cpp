@@ -31,7 +31,7 @@ void Hub::request(std::vector<Prompt> prompts, int num_completions, const Sampli
       TEMPER_CHECK(is_new, "prompt {} was asked for twice", entry.prompt.serial);
     }
     if (purpose == RolloutPurpose::kEval) ++num_eval_;
-    (is_training(entry) ? queue_ : urgent_).insert(ticket);
+    queue_of(entry).insert(ticket);
     entries_.emplace(ticket, std::move(entry));
   }
 }
@@ -57,10 +57,7 @@ std::optional<HubGroup> Hub::take() {
   if (num_eval_ > 0) return std::nullopt;
   std::vector<GroupBuffer::Finished> dropped;
   std::optional<GroupBuffer::Finished> taken = buffer_.take(dropped);
-  for (const GroupBuffer::Finished& group : dropped) {
-    ++counters_.num_dropped_stale;
-    if (rules_.requeue_dropped) put_back(group.ticket, /*failed=*/false, "");
-  }
+  for (const GroupBuffer::Finished& group : dropped) drop(group.ticket);
   if (!taken) return std::nullopt;
   ++counters_.num_consumed;
   const auto entry = entries_.find(taken->ticket);
@@ -106,10 +103,9 @@ void Hub::cancel_lost_leases() {
     const auto lease = leases_.find(id);
     const int64_t ticket = lease->second.ticket;
     send(lease->second.route, CancelLease{id});
-    ++counters_.num_dropped_stale;
     buffer_.give_up(lease->second.floor);
     end_lease(lease);
-    if (rules_.requeue_dropped) put_back(ticket, /*failed=*/false, "");
+    drop(ticket);
   }
 }
 
@@ -281,8 +277,7 @@ ResultVerdict Hub::accept(const ActiveLease& lease, GroupResult& result) {
   LoggedGroup logged{options_.epoch, entry.prompt.serial, hash_prompt(entry.prompt), std::move(result.completions)};
   if (rules_.log_before_ack && !append_to_log_(logged)) ++counters_.num_unlogged;
   if (!buffer_.finish(lease.floor, {ticket, oldest, std::move(logged.completions)})) {
-    ++counters_.num_dropped_stale;
-    if (rules_.requeue_dropped) put_back(ticket, /*failed=*/false, "");
+    drop(ticket);
     return ResultVerdict::kTooStale;
   }
   ++counters_.num_accepted;
@@ -318,7 +313,20 @@ void Hub::put_back(int64_t ticket, bool failed, const std::string& why) {
     return;
   }
   ++counters_.num_reissued;
-  (is_training(entry) ? queue_ : urgent_).insert(ticket);
+  queue_of(entry).insert(ticket);
+}
+
+// What takes long enough to become too stale would do so again with weights that are old already.
+void Hub::drop(int64_t ticket) {
+  ++counters_.num_dropped_stale;
+  if (!rules_.requeue_dropped) return;
+  entries_.at(ticket).oldest_allowed = buffer_.version();
+  put_back(ticket, /*failed=*/false, "");
+}
+
+std::set<int64_t>& Hub::queue_of(const Entry& entry) {
+  if (!is_training(entry)) return urgent_;
+  return entry.oldest_allowed > 0 ? dropped_ : queue_;
 }
 
 void Hub::lose_lease(int64_t id, bool requeue, const std::string& why) {
@@ -383,9 +391,10 @@ void Hub::update_open(const std::string& route, Worker& worker) {
 }
 
 void Hub::give_out(int64_t now_ms) {
-  while (!urgent_.empty() && give_next(urgent_, now_ms)) {
+  const auto give_from = [&](std::set<int64_t>& queue) { return !queue.empty() && give_next(queue, now_ms); };
+  while (give_from(urgent_)) {
   }
-  while (!queue_.empty() && buffer_.free() > 0 && give_next(queue_, now_ms)) {
+  while (buffer_.free() > 0 && (give_from(dropped_) || give_from(queue_))) {
   }
 }
 
@@ -421,7 +430,7 @@ bool Hub::replay(int64_t ticket, Entry& entry) {
 
 // The oldest version that may draw for the prompt. Evaluation and baselines speak of the newest weights.
 PolicyVersion Hub::floor_for(const Entry& entry) const {
-  return is_training(entry) ? buffer_.next_floor() : buffer_.version();
+  return is_training(entry) ? std::max(buffer_.next_floor(), entry.oldest_allowed) : buffer_.version();
 }
 
 // Of the workers with credit left whose weights will do, the one with the fewest leases.

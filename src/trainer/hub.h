@@ -141,9 +141,10 @@ class Hub {
     int num_completions = 1;
     SamplingParams sampling;
     PromptState state = PromptState::kQueued;
-    int64_t lease = 0;         // kLeased
-    int32_t num_attempts = 0;  // leases issued
-    int32_t num_failures = 0;  // of these, ended without a group
+    int64_t lease = 0;                 // kLeased
+    int32_t num_attempts = 0;          // leases issued
+    int32_t num_failures = 0;          // of these, ended without a group
+    PolicyVersion oldest_allowed = 0;  // above it where a group was dropped
     std::vector<Completion> partials = {};
     std::optional<int64_t> lost_ms = {};  // queued since it was lost by
     std::string lost_by = {};             // this worker
@@ -186,6 +187,8 @@ class Hub {
   static HubGroup group_of(const Entry& entry);
   void end_lease(Leases::iterator lease);
   void put_back(int64_t ticket, bool failed, const std::string& why);
+  void drop(int64_t ticket);
+  std::set<int64_t>& queue_of(const Entry& entry);
   void lose_lease(int64_t id, bool requeue, const std::string& why);
   void lose_worker(const std::string& route, const std::string& why);
   void cancel_lost_leases();
@@ -206,6 +209,7 @@ class Hub {
   Entries entries_;
   std::unordered_map<int64_t, int64_t> tickets_;  // by serial, of training prompts
   std::set<int64_t> queue_;                       // tickets of training prompts
+  std::set<int64_t> dropped_;                     // of those whose group was too stale: these begin before others
   std::set<int64_t> urgent_;                      // of others: the trainer waits for them
   Leases leases_;
   std::unordered_map<std::string, Worker> workers_;      // by route

@@ -142,6 +142,28 @@ TEST_F(WorkerTest, NewWeightsWaitUntilNothingIsGenerated) {
   EXPECT_EQ(after.credits, 2);
 }
 
+TEST_F(WorkerTest, NewWeightsDoNotWaitForRewards) {
+  be_ready();
+  hear(lease(1));
+  hear(lease(2));
+  hear(WeightsAvailable{1});
+  worker.fetched(3, 1, now);
+  worker.generated(1, now);
+  EXPECT_THAT(wants<UseWeights>(), IsEmpty());
+  worker.generated(2, now);
+  EXPECT_EQ(wants<UseWeights>().at(0).version, 1);
+  const Heartbeat swapped = said<Heartbeat>().back();
+  EXPECT_EQ(swapped.version, 1);
+  EXPECT_THAT(swapped.leases, ElementsAre(1, 2));  // which go on
+  hear(lease(3, 1));
+  EXPECT_EQ(said<HandBack>().size(), 1u);  // the groups that are scored count
+  worker.finished(1, std::vector<Completion>(1), now);
+  EXPECT_EQ(said<GroupResult>().size(), 1u);
+  hear(CancelLease{2});
+  wants<StartLease>();
+  EXPECT_EQ(wants<StopLease>().at(0).lease, 2);
+}
+
 class InFlightWorkerTest : public WorkerTest {
  protected:
   InFlightWorkerTest() : WorkerTest(true) {}

@@ -244,6 +244,7 @@ void World::act(size_t index) {
       after(1 + up_to(plan_.token_ms * worker.slowness), [this, index, life, id] { draw_token(index, life, id); });
     } else if (auto* stop = std::get_if<StopLease>(&action)) {
       std::vector<Completion> completions = std::move(worker.running[stop->lease].completions);
+      if (!completions.empty() && !completions.back().rewards.empty()) completions.clear();  // being scored
       worker.running.erase(stop->lease);
       worker.machine->handed_back(stop->lease, std::move(completions), now_);
     } else if (auto* forget = std::get_if<ForgetLease>(&action)) {
@@ -302,14 +303,20 @@ void World::draw_token(size_t index, int64_t life, int64_t id) {
     completion.mask.push_back(1);
     return after(1 + up_to(plan_.token_ms * worker.slowness), [this, index, life, id] { draw_token(index, life, id); });
   }
-  finish_group(index, id);
+  for (Completion& completion : running.completions) completion.rewards = {1.0};  // marks it as generated
+  worker.machine->generated(id, now_);
+  flush_worker(index);
+  if (chance(0.5)) return finish_group(index, life, id);
+  after(up_to(4 * plan_.token_ms * worker.slowness), [this, index, life, id] { finish_group(index, life, id); });
 }
 
-void World::finish_group(size_t index, int64_t id) {
+void World::finish_group(size_t index, int64_t life, int64_t id) {
   Worker& worker = workers_[index];
+  if (worker.life != life || !worker.machine || !worker.running.contains(id)) return;
+  if (worker.paused_until > now_)
+    return at(worker.paused_until, [this, index, life, id] { finish_group(index, life, id); });
   std::vector<Completion> completions = worker.running.at(id).completions;
-  for (Completion& completion : completions) completion.rewards = {1.0};
-  worker.running.at(id).completions.back().rewards = {1.0};  // marks it as finished
+  if (completions.back().rewards.empty()) return;  // another lease of this number, of a new epoch
   worker.machine->finished(id, std::move(completions), now_);
   flush_worker(index);
   if (worker.machine) worker.running.erase(id);

@@ -109,7 +109,7 @@ class World {
   void tick_worker(size_t index, int64_t life);
   void act(size_t index);
   void draw_token(size_t index, int64_t life, int64_t lease);
-  void finish_group(size_t index, int64_t lease);
+  void finish_group(size_t index, int64_t life, int64_t lease);
   void lie(const Lease& lease, GroupResult& result);
 
   // trainer

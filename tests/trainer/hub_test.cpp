@@ -271,6 +271,38 @@ TEST_F(HubTest, WhatNoStepCanTakeIsCancelled) {
   EXPECT_THAT(hub->unended(), ElementsAre(0, 1, 2));
 }
 
+// With old weights it would be too old again; other prompts do not wait for it.
+TEST_F(HubTest, WhatBecameTooOldIsBegunAnewWithTheNewestWeights) {
+  const auto serials = [](const std::vector<Lease>& leases) {
+    std::vector<int64_t> serials;
+    for (const Lease& lease : leases) serials.push_back(lease.prompt.serial);
+    return serials;
+  };
+  const auto take_step = [&](const std::string& route, std::vector<Lease> leases, PolicyVersion version) {
+    for (const Lease& lease : leases) EXPECT_EQ(bring(route, lease, version), ResultVerdict::kAccepted);
+    for (size_t i = 0; i < leases.size(); ++i) EXPECT_TRUE(hub->take());
+    hub->publish(version + 1);
+  };
+  start();
+  join("slow/1", 2);
+  ask({0, 1, 2, 3, 4, 5, 6, 7});
+  hub->tick(now);
+  EXPECT_THAT(serials(heard<Lease>("slow/1")), ElementsAre(0, 1));
+  join("fast/1", 2);
+  take_step("fast/1", heard<Lease>("fast/1"), 0);
+  say("fast/1", Heartbeat{1, 2, {}});
+  take_step("fast/1", heard<Lease>("fast/1"), 1);
+  EXPECT_EQ(heard<CancelLease>("slow/1").size(), 2u);  // version 0 is two behind
+  EXPECT_EQ(hub->counters().num_dropped_stale, 2);
+  say("fast/1", Heartbeat{1, 2, {}});
+  const auto others = heard<Lease>("fast/1");
+  EXPECT_THAT(serials(others), ElementsAre(6, 7));
+  say("fast/1", Heartbeat{2, 4, {others[0].id, others[1].id}});
+  const auto again = heard<Lease>("fast/1");
+  EXPECT_THAT(serials(again), ElementsAre(0, 1));
+  EXPECT_EQ(again.at(0).oldest_version, 2);
+}
+
 TEST_F(HubTest, EvaluationComesFirstAndFromTheNewestWeights) {
   start();
   join("a/1", 1);
