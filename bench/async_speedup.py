@@ -2,10 +2,10 @@
 """What asynchrony gives where rollouts are the bound: synchronous training with workers (max_staleness 0) beside max_staleness 1, 2 and 4,
 the same quickstart model from the same SFT, in wall time and in steps.
 
-    .deps/python/bin/python bench/async_speedup.py [--seeds 42 43 44] [--steps 150] [--out docs/images/async_speedup.svg]
+    .deps/python/bin/python bench/async_speedup.py [--seeds 42 43 44] [--steps 150] [--pace 1] [--out docs/images/async_speedup.svg]
 
 Two cores cannot hold trainer and workers that are both busy, so the workers are paced: each group waits in its reward for a log-normal time
-(bench/paced_reward.py) whose mean makes the generation of a step take as long as its training, which is measured first. --unpaced leaves the waits
+(bench/paced_reward.py) whose mean makes the generation of a step take as long as its training (--pace times that), which is measured first. --unpaced leaves the waits
 out: then trainer and workers (--workers 1 or 2) take the cores from each other. Needs scripts/setup.sh --python and scripts/build.sh. Prints one JSON
 line a run and a table (Markdown)."""
 import argparse
@@ -123,6 +123,7 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--pace", type=float, default=1.0, help="mean generation of a step, in times of its training")
     parser.add_argument("--unpaced", action="store_true", help="workers as fast as the cores let them")
     parser.add_argument("--out", help="SVG to draw")
     arguments = parser.parse_args()
@@ -139,7 +140,7 @@ def main():
     temper(arguments, "run", config, "--run.name=training")
     steps, _ = steps_of(folder, "training")
     training = statistics.median(r["timing_s/step"] - r["timing_s/gen"] - r["timing_s/reward"] for r in steps[2:])
-    mean = training * arguments.workers / arguments.prompts
+    mean = arguments.pace * training * arguments.workers / arguments.prompts
     print(json.dumps({"training_s": training, "group_s": mean, "workers": arguments.workers}), flush=True)
     runs = [run(arguments, folder, model, mean, staleness, seed) for seed in arguments.seeds for staleness in STALENESS]
     print("\n| max_staleness | s a step | speed-up | trainer idle | staleness | reward of the last 20 steps | accuracy |\n| --- | --- | --- | --- | --- | --- | --- |")

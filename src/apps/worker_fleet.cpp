@@ -25,6 +25,9 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kLook = std::chrono::milliseconds(50);
 constexpr auto kRestartAfter = std::chrono::milliseconds(300);
 constexpr auto kTimeToLeave = std::chrono::seconds(3);
+// Where they share cores with the trainer it goes first when it has work: while it computes, workers are ahead of it
+// and will wait for its weights; when it waits for groups, they have the cores.
+constexpr int kNiceness = 5;
 
 std::vector<char*> pointers(const std::vector<std::string>& words) {
   std::vector<char*> all;
@@ -112,6 +115,7 @@ void WorkerFleet::start(Child& child) {
   if (pid == 0) {
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    [[maybe_unused]] const int ignored = nice(kNiceness);
     if (getppid() != parent) _exit(static_cast<int>(ExitCode::kComm));
     if (log >= 0) {
       dup2(log, STDOUT_FILENO);

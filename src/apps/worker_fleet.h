@@ -1,6 +1,7 @@
 // The rollout workers of this machine, as child processes: `temper rollout …`, each with a log file, started again
 // within a second when it dies. One that ends with exit code 2 (its configuration or program is refused) stays down.
-// They lead process groups of their own, so that Ctrl-C reaches the trainer alone, and end when this process does.
+// They lead process groups of their own, so that Ctrl-C reaches the trainer alone, end when this process does, and run
+// at a niceness: the trainer goes first.
 #pragma once
 #include <sys/types.h>
 

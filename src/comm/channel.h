@@ -38,6 +38,9 @@ constexpr uint16_t kCredit = 3;
 constexpr uint16_t kReset = 4;    // the server does not know this connection: open it again
 constexpr uint16_t kRefused = 5;  // the server speaks another protocol version
 
+// Whether tcp://HOST:PORT is of this machine alone. ConfigError where it is no such address.
+bool is_loopback(const std::string& address);
+
 struct ChannelSettings {
   uint16_t last_type = UINT16_MAX;       // application types above it are refused
   int64_t max_payload_bytes = 16 << 20;  // of one frame that comes in

@@ -22,7 +22,7 @@ std::string host_of(const std::string& address) {
   return address.substr(kScheme.size(), colon - kScheme.size());
 }
 
-bool is_loopback(const std::string& host) {
+bool is_loopback_host(const std::string& host) {
   in_addr numeric{};
   if (inet_pton(AF_INET, host.c_str(), &numeric) == 1) return (ntohl(numeric.s_addr) >> 24) == 127;
   return host == "[::1]" || host == "lo";
@@ -38,7 +38,7 @@ void check_plain_text(const std::string& address, const ChannelSettings& setting
   if (!settings.allow_plain_text)
     throw ConfigError(
         "{}: no keys were given, and a wire without keys must be asked for. Give the key folder of the job.", address);
-  if (!is_loopback(host_of(address)))
+  if (!is_loopback(address))
     throw ConfigError(
         "{}: a wire in plain text may not leave this machine. Use tcp://127.0.0.1:PORT, or give the key folder of the "
         "job.",
@@ -46,6 +46,8 @@ void check_plain_text(const std::string& address, const ChannelSettings& setting
 }
 
 }  // namespace
+
+bool is_loopback(const std::string& address) { return is_loopback_host(host_of(address)); }
 
 void check_server_address(const std::string& address, bool plain_text, const ChannelSettings& settings) {
   if (is_every_interface(host_of(address)) && !settings.allow_all_interfaces)

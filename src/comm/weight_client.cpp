@@ -18,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 using Phase = WeightSource::Phase;
 using Lock = std::unique_lock<std::mutex>;
 
-constexpr std::chrono::milliseconds kHostLook{5};  // whether another worker of the host has come to an end
+constexpr std::chrono::milliseconds kHostLook{2};  // whether another worker of the host has come to an end
 
 struct EndOfHostFetch {
   HostWeights* host;

@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
+#include "comm/channel.h"
 #include "core/error.h"
 #include "core/files.h"
 
@@ -76,6 +79,8 @@ void WeightFetcher::work() {
       WeightClientOptions options;
       options.allow_plain_text = !keys_;
       options.links = links_;
+      // On one machine a difference takes longer to compress than the whole to cipher (docs/performance.md).
+      options.deltas = !std::all_of(job.endpoints.begin(), job.endpoints.end(), is_loopback);
       if (!run_id_.empty() && file_exists(kSharedMemory)) {
         options.host_dir = kSharedMemory;
         options.run_id = run_id_;

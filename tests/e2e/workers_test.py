@@ -1,5 +1,6 @@
 """Rollout workers as processes of their own: the one-process run's results, faults of every kind, other workers refused."""
 import json
+import os
 import random
 import signal
 import subprocess
@@ -90,6 +91,8 @@ class Workers(harness.Case):
         chance = random.Random(3)
         stopped, faults = [], 0
         harness.wait_until(lambda: self.steps() >= 1, "the first step")
+        niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in harness.workers_of(process.pid).values()}
+        self.assertEqual(niceness, {min(19, os.getpriority(os.PRIO_PROCESS, process.pid) + 5)})  # the trainer goes first
         while process.poll() is None and self.steps() < steps - 2:
             for pid in stopped:
                 harness.send(pid, signal.SIGCONT)
