@@ -84,13 +84,11 @@ void for_each_dtype(at::ScalarType dtype, Function function) {
 }
 
 #if defined(__x86_64__)
-// 4 rows of 4 numbers of 32 bits become their transpose.
-void transpose_4x4(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
-  const auto row = [&](int64_t i) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint32_t*>(from) + i * from_stride));
-  };
+// 4 rows of 4 pairs become their transpose; strides in bf16 values.
+void transpose_pairs(const at::BFloat16* from, int64_t from_stride, at::BFloat16* to, int64_t to_stride) {
+  const auto row = [&](int64_t i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_stride)); };
   const auto store = [&](int64_t i, __m128i column) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint32_t*>(to) + i * to_stride), column);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * to_stride), column);
   };
   const __m128i low_a = _mm_unpacklo_epi32(row(0), row(1)), low_b = _mm_unpacklo_epi32(row(2), row(3));
   const __m128i high_a = _mm_unpackhi_epi32(row(0), row(1)), high_b = _mm_unpackhi_epi32(row(2), row(3));
@@ -120,12 +118,8 @@ int64_t pack_rows(const TFrom* from, int64_t inputs, int64_t stride, at::BFloat1
     else
       rows = from + k, rows_stride = stride;
     for (int64_t n = 0; n < kColumns; n += 4)
-      for (int64_t i = 0; i < count; i += kStep) {
-        at::BFloat16* to = packed + (k + i) * kColumns + 2 * n;
-        at::BFloat16 corner[4][kStep];
-        for (int64_t r = 0; r < 4; ++r) std::memcpy(corner[r], rows + (n + r) * rows_stride + i, sizeof corner[r]);
-        transpose_4x4(corner, kStep / 2, to, kColumns);
-      }
+      for (int64_t i = 0; i < count; i += kStep)
+        transpose_pairs(rows + n * rows_stride + i, rows_stride, packed + (k + i) * kColumns + 2 * n, 2 * kColumns);
   }
   return k;
 }

@@ -177,6 +177,7 @@ void RewardPool::work() {
   announce(lock);
 }
 
+// Without the lock: who is told may ask at once.
 void RewardPool::announce(std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   changed_.notify_all();

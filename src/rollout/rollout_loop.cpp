@@ -142,6 +142,7 @@ void RolloutLoop::use_weights(PolicyVersion version) {
 
 void RolloutLoop::generate() {
   for (GenerationResult& result : engine_.step()) score(result.id, std::move(result.completions));
+  act();  // weights that waited for the last of them come in before newer ones are taken in their place
 }
 
 void RolloutLoop::score(int64_t lease, std::vector<Completion> completions) {

@@ -144,7 +144,7 @@ class Hub {
     int64_t lease = 0;                 // kLeased
     int32_t num_attempts = 0;          // leases issued
     int32_t num_failures = 0;          // of these, ended without a group
-    PolicyVersion oldest_allowed = 0;  // above it where a group was dropped
+    PolicyVersion oldest_allowed = 0;  // weights; of a prompt whose group was dropped, the newest of that time
     std::vector<Completion> partials = {};
     std::optional<int64_t> lost_ms = {};  // queued since it was lost by
     std::string lost_by = {};             // this worker
