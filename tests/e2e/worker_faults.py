@@ -38,7 +38,7 @@ length.target = 9
 num_prompts_per_step = 8
 max_steps = 100000
 [optim]
-learning_rate = 3e-4
+learning_rate = 1e-4
 [checkpoint]
 local_every_steps = 50
 [log]
@@ -103,11 +103,12 @@ def curve(run):
 
 
 def compare(disturbed, undisturbed):
-    """The means of the second half, in blocks of ten steps, which are less alike than steps: their difference in standard errors."""
+    """The means of the second half, and the standard error of their difference from ten long blocks: neighbouring steps are alike."""
     halves = []
     for rewards in (disturbed, undisturbed):
         rewards = rewards[len(rewards) // 2 :]
-        halves.append([statistics.mean(rewards[i : i + 10]) for i in range(0, len(rewards) - 9, 10)])
+        width = max(1, len(rewards) // 10)
+        halves.append([statistics.mean(rewards[i : i + width]) for i in range(0, len(rewards) - width + 1, width)])
     error = sum(statistics.variance(blocks) / len(blocks) for blocks in halves) ** 0.5
     return [statistics.mean(blocks) for blocks in halves], error
 
