@@ -5,9 +5,9 @@ the same quickstart model from the same SFT, in wall time and in steps.
     .deps/python/bin/python bench/async_speedup.py [--seeds 42 43 44] [--steps 150] [--pace 1] [--out docs/images/async_speedup.svg]
 
 Two cores cannot hold trainer and workers that are both busy, so the workers are paced: each group waits in its reward for a log-normal time
-(bench/paced_reward.py) whose mean makes the generation of a step take as long as its training (--pace times that), which is measured first. --unpaced leaves the waits
-out: then trainer and workers (--workers 1 or 2) take the cores from each other. Needs scripts/setup.sh --python and scripts/build.sh. Prints one JSON
-line a run and a table (Markdown)."""
+(bench/paced_reward.py) whose mean makes the generation of a step take --pace times its training, which is measured first. --unpaced leaves the
+waits out: then trainer and workers (--workers 1 or 2) take the cores from each other. Needs scripts/setup.sh --python and scripts/build.sh. Prints
+one JSON line a run and a table (Markdown)."""
 import argparse
 import json
 import os
